@@ -1,0 +1,3 @@
+module imgmaint
+
+go 1.26
