@@ -1,0 +1,5 @@
+//go:build !unix
+
+package open
+
+const nonblock = 0

@@ -1,0 +1,80 @@
+package open
+
+import (
+	"io"
+
+	"imgmaint/formats"
+	"imgmaint/formats/disk/raw"
+	"imgmaint/formats/disk/vhd"
+)
+
+// A diskFormat is a row of the table of disk formats.
+type diskFormat struct {
+	name string
+	// sniff reports whether the content shows the format; head is the start
+	// of the file. Nil: it can't be told by content.
+	sniff func(head []byte, r io.ReaderAt, size int64) bool
+	open  func(r io.ReaderAt, size int64, o leafOptions) (formats.Image, error)
+	// describe answers without opening anything the image refers to.
+	describe func(r io.ReaderAt, size int64) (formats.Info, error)
+	// check looks at the metadata of this file alone.
+	check func(r io.ReaderAt, size int64) (*formats.CheckReport, error)
+	// create makes a new image in an empty file.
+	create func(w io.WriterAt, size int64, o *CreateOptions) (formats.Writer, error)
+	// options are the fields of CreateOptions that have a meaning here.
+	options createFields
+	streams bool // can be written without seeking
+}
+
+// leafOptions are what all leaves are told, in their own types.
+type leafOptions struct {
+	resolve  formats.Resolver
+	snapshot string
+}
+
+// noSnapshots refuses what a format without internal snapshots is asked for.
+func (o leafOptions) noSnapshots(format string) error {
+	if o.snapshot != "" {
+		return formats.Unsupported(format, -1, "snapshot", "the format has no internal snapshots")
+	}
+	return nil
+}
+
+// diskFormats is the table of the disk formats there are.
+var diskFormats = []diskFormat{
+	{
+		name: "raw",
+		open: func(r io.ReaderAt, size int64, o leafOptions) (formats.Image, error) {
+			if err := o.noSnapshots("raw"); err != nil {
+				return nil, err
+			}
+			return raw.Open(r, size)
+		},
+		describe: func(r io.ReaderAt, size int64) (formats.Info, error) {
+			return formats.Info{Format: "raw", VirtualSize: size}, nil
+		},
+		check: func(r io.ReaderAt, size int64) (*formats.CheckReport, error) {
+			return &formats.CheckReport{ImageEnd: size}, nil // nothing that could be wrong
+		},
+		create: func(w io.WriterAt, size int64, _ *CreateOptions) (formats.Writer, error) {
+			return raw.NewWriter(w, size)
+		},
+		streams: true,
+	},
+	{
+		name:  "vhd",
+		sniff: vhd.Sniff,
+		open: func(r io.ReaderAt, size int64, o leafOptions) (formats.Image, error) {
+			if err := o.noSnapshots("vhd"); err != nil {
+				return nil, err
+			}
+			return vhd.Open(r, size, &vhd.Options{Resolve: o.resolve})
+		},
+		describe: vhd.Describe,
+		check:    vhd.Check,
+		create: func(w io.WriterAt, size int64, o *CreateOptions) (formats.Writer, error) {
+			return vhd.NewWriter(w, size, &vhd.WriterOptions{Subformat: o.Subformat, Azure: o.Azure, Time: o.Time})
+		},
+		options: createFields{subformats: []string{vhd.Dynamic, vhd.Fixed}, azure: true},
+	},
+}
