@@ -8,7 +8,7 @@ import (
 
 // optionalValue are the flags that may stand without a value, and the value
 // they then have.
-var optionalValue = map[string]string{"compress": "zlib"}
+var optionalValue = map[string]string{"compress": "zlib", "c": "zlib"}
 
 // arrange puts the flags of a command before its operands, as GNU getopt
 // does: cli itself takes every word after the first operand for an operand. A
@@ -51,7 +51,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 			continue
 		}
 		flag := strings.TrimLeft(arg, "-")
-		if v, ok := optionalValue[flag]; ok {
+		if v, ok := optionalValue[flag]; ok && takesValue[flag] {
 			arg = arg + "=" + v
 		} else if !strings.Contains(flag, "=") && takesValue[flag] {
 			if len(rest) == 0 {

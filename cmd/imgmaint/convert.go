@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -19,7 +20,7 @@ func convertCommand() *cli.Command {
 		Description: "DST appears whole or not at all, in place of a file that may stand there. '-' as DST\n" +
 			"streams to standard output (raw and vmdk).",
 		Flags: sourceFlags(
-			&cli.StringFlag{Name: "to", Aliases: []string{"O"}, Usage: "`FORMAT` of DST: raw, qcow2, vhd or vmdk", Required: true},
+			&cli.StringFlag{Name: "to", Aliases: []string{"O"}, Usage: "`FORMAT` of DST: raw, qcow2, vhd or vmdk"},
 			&cli.StringFlag{Name: "subformat", Usage: "vhd: dynamic or fixed; vmdk: streamOptimized"},
 			&cli.StringFlag{Name: "compress", Aliases: []string{"c"}, Usage: "qcow2: compress clusters with zlib or zstd"},
 			&cli.IntFlag{Name: "level", Usage: "compression level: 1 to 9, for zstd 1 to 22"},
@@ -69,6 +70,9 @@ func convertAction(c *cli.Context) error {
 
 // createOptions reads the flags that describe the new image.
 func createOptions(c *cli.Context) (open.CreateOptions, error) {
+	if c.String("to") == "" {
+		return open.CreateOptions{}, usagef("convert needs --to FORMAT, one of %s", strings.Join(open.DiskFormats(), ", "))
+	}
 	o := open.CreateOptions{
 		Format:      c.String("to"),
 		Subformat:   c.String("subformat"),
