@@ -7,7 +7,7 @@ export CGO_ENABLED ?= 0
 # What the tests measure us against; installed by `make test` when it runs as root.
 DEBS := qemu-utils e2fsprogs gdisk fdisk parted dosfstools mtools libxml2-utils \
         gnupg gpgv openssl mmdebstrap debian-archive-keyring xz-utils zstd acl attr libcap2-bin \
-        cpio jq tar coreutils util-linux time
+        cpio jq tar coreutils util-linux time strace
 
 .PHONY: all build demo test unit race tools fuzz bench lint vet vuln clean
 

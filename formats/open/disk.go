@@ -214,10 +214,14 @@ func choose(r io.ReaderAt, size int64, declared string) (diskFormat, error) {
 		return diskFormat{}, err
 	}
 	var found []diskFormat
+	probe := &probeReader{r: r}
 	for _, d := range diskFormats {
-		if d.sniff != nil && d.sniff(head, r, size) {
+		if d.sniff != nil && d.sniff(head, probe, size) {
 			found = append(found, d)
 		}
+	}
+	if probe.err != nil { // what can't be read can't be ruled out
+		return diskFormat{}, probe.err
 	}
 	switch len(found) {
 	case 0:
@@ -231,6 +235,20 @@ func choose(r io.ReaderAt, size int64, declared string) (diskFormat, error) {
 	}
 	return diskFormat{}, formats.Unknown("disk", 0, "format",
 		"matches %s and %s: declare which with --format", found[0].name, found[1].name)
+}
+
+// A probeReader keeps the first error that is not the end of the file.
+type probeReader struct {
+	r   io.ReaderAt
+	err error
+}
+
+func (p *probeReader) ReadAt(b []byte, off int64) (int, error) {
+	n, err := p.r.ReadAt(b, off)
+	if err != nil && err != io.EOF && p.err == nil {
+		p.err = err
+	}
+	return n, err
 }
 
 // rawEvidence looks in what should be the header of a container for signs
