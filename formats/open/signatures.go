@@ -57,14 +57,18 @@ var signatures = []signature{
 	{typ: "dm_verity_hash", class: Container, off: 0, magic: "verity\x00\x00"},
 	{typ: "dm_integrity", class: Container, off: 0, magic: "integrt\x00"},
 	{typ: "vdo", class: Container, off: 0, magic: "dmvdo001"},
-	{typ: "bcache", class: Container, off: 4096 + 24, magic: "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", match: func(v *view) bool {
-		// bcachefs began with the same magic; its superblock has a layout
-		// with a magic of its own behind it.
+	{typ: "bcache", class: Container, match: func(v *view) bool {
+		// bcachefs began with the same magic; its superblock is told by the
+		// layout in it, which has the magic again, and by its versions.
 		return v.has(4096+24, bcacheMagic) && !v.has(4096+0x1f8+16, bcacheMagic) && v.le16(4096+16) < 10
 	}},
 	{typ: "ceph_bluestore", class: Container, off: 0, magic: "bluestore block device"},
 	{typ: "drbd", class: Container, match: func(v *view) bool {
-		return len(v.tail) > 4096 && binary.BigEndian.Uint32(v.tail[len(v.tail)-4096+60:])&^0xff == 0x8374026b&^0xff && v.tail[len(v.tail)-4096+63] >= 0x6b && v.tail[len(v.tail)-4096+63] <= 0x6d
+		if len(v.tail) < 4096 {
+			return false
+		}
+		magic := binary.BigEndian.Uint32(v.tail[len(v.tail)-4096+60:])
+		return magic >= 0x8374026b && magic <= 0x8374026d
 	}},
 	{typ: "VMFS", class: FileSystem, match: func(v *view) bool { return vmfs(v) }},
 
