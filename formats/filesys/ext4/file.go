@@ -45,10 +45,8 @@ func (f *FS) openFile(name string, in *inode, raw []byte) (*file, error) {
 		if err != nil {
 			return nil, err
 		}
-		if in.size > int64(len(b)) {
-			return nil, formats.Corrupt(Name, in.off+0x4, "i_size", "%d bytes, %d inline in inode %d", in.size, len(b), in.ino)
-		}
-		file.inline = b[:in.size]
+		// Past what is stored there are zeros, in Linux too.
+		file.inline = b[:min(in.size, int64(len(b)))]
 		return file, nil
 	}
 	if in.size > f.maxSize(in) {
@@ -98,7 +96,8 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 		p = p[:f.in.size-off]
 	}
 	if f.inline != nil {
-		return copy(p, f.inline[off:]), eof
+		clear(p[copy(p, f.inline[min(off, int64(len(f.inline))):]):])
+		return len(p), eof
 	}
 	bits := f.fs.sb.blockBits
 	for done := 0; done < len(p); {
@@ -134,8 +133,10 @@ func (f *file) ExtentAt(off int64) (formats.Extent, error) {
 	if off < 0 || off >= f.in.size {
 		return formats.Extent{}, io.EOF
 	}
-	if f.inline != nil {
-		return formats.Extent{Off: off, Len: f.in.size - off, Kind: formats.Data}, nil
+	if n := int64(len(f.inline)); off < n {
+		return formats.Extent{Off: off, Len: n - off, Kind: formats.Data}, nil
+	} else if f.inline != nil {
+		return formats.Extent{Off: off, Len: f.in.size - off, Kind: formats.Hole}, nil
 	}
 	bits := f.fs.sb.blockBits
 	r, err := f.run(off >> bits)
