@@ -505,6 +505,7 @@ func mount(t testing.TB, img, opts string) (dir string, unmount func(), ok bool)
 		done = true
 		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
 			t.Errorf("umount: %s", out)
+			exec.Command("umount", "-l", dir).Run()
 		}
 	}
 	t.Cleanup(unmount)
