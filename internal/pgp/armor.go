@@ -95,6 +95,8 @@ func dearmor(l *lines, typ string) ([]byte, error) {
 			return corrupt(off, "text after the checksum")
 		case len(line) == 5 && line[0] == '=':
 			sum = string(line[1:])
+		case bytes.ContainsRune(line, '\r'): // encoding/base64 would pass over it
+			return corrupt(off, "carriage return in a line")
 		default:
 			body = append(body, line...)
 		}

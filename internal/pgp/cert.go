@@ -45,7 +45,24 @@ func (s *sigPacket) start() hash.Hash {
 // certifies checks a self-signature over the primary key and what write adds.
 // SHA-1 is let pass, as GnuPG does: a self-signature is over its maker's own
 // data, and keys made before 2014 have no other. MD5 and RIPEMD160 are not.
+//
+// The answer is remembered: it depends on nothing but the certificate.
 func (c *cert) certifies(by *pubKey, s *sigPacket, write func(h hash.Hash)) bool {
+	if v := s.checked.Load(); v != nil && v.by == by {
+		return v.ok
+	}
+	ok := c.check(by, s, write)
+	s.checked.Store(&checked{by, ok})
+	return ok
+}
+
+// checked is what became of a signature in a certificate.
+type checked struct {
+	by *pubKey
+	ok bool
+}
+
+func (c *cert) check(by *pubKey, s *sigPacket, write func(h hash.Hash)) bool {
 	if s.hash == hashMD5 || s.hash == hashRIPEMD160 {
 		return false
 	}
@@ -248,6 +265,10 @@ func (c *cert) crossSigned(s *subkey, bind *sigPacket) bool {
 	if bind.embedded == nil {
 		return false
 	}
-	back := parseSignature(bind.embedded)
+	back := bind.back.Load()
+	if back == nil {
+		back = parseSignature(bind.embedded)
+		bind.back.Store(back)
+	}
 	return back.typ == sigPrimaryBind && back.by(s.key) && c.certifies(s.key, back, s.key.hashInto)
 }

@@ -27,8 +27,8 @@
 //
 // A changed byte anywhere in a message, in a signature file or in a key file
 // that holds nothing but one key is noticed, except in armor header lines
-// ("Comment: ") and in the white space at line ends of clear-signed text, which
-// OpenPGP leaves unsigned. VerifyClearsigned returns the text without that
+// ("Comment: ") and in white space at line ends of armor and of clear-signed text,
+// which OpenPGP leaves unsigned. VerifyClearsigned returns the text without that
 // white space, so that it holds signed bytes only.
 package pgp
 

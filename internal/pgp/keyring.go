@@ -148,7 +148,7 @@ func (k *Keyring) add(c *cert) {
 func mergeSigs(old, more []*sigPacket) []*sigPacket {
 	for _, s := range more {
 		if !slices.ContainsFunc(old, func(o *sigPacket) bool {
-			return bytes.Equal(o.suffix, s.suffix) && bytes.Equal(o.mpis, s.mpis)
+			return bytes.Equal(o.suffix, s.suffix) && bytes.Equal(o.mpis, s.mpis) && bytes.Equal(o.embedded, s.embedded)
 		}) {
 			old = append(old, s)
 		}

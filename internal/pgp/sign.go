@@ -3,7 +3,6 @@ package pgp
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"hash"
@@ -59,13 +58,14 @@ func SourceDateEpoch() (time.Time, error) {
 // A KeySigner signs with a secret key from a file. It is safe for concurrent
 // use.
 //
-// Signatures are of version 4 with SHA-512, and nothing in them is random:
-// go-crypto's salt notation, which it adds by default against faults in EdDSA,
+// Signatures are of version 4 with SHA-256, or the larger hash that a larger
+// curve asks for, and nothing in them is random: go-crypto's salt notation, which it adds by default against faults in EdDSA,
 // is turned off. In its place every signature is verified before it is handed
 // out. ECDSA signatures are random by the algorithm and differ each time.
 type KeySigner struct {
 	priv *packet.PrivateKey
 	key  *pubKey
+	hash byte
 	info Key // the primary key
 	time time.Time
 }
@@ -134,7 +134,7 @@ func (p *parser) choose(want string, at time.Time) (*KeySigner, error) {
 				return
 			}
 			if best == nil || k.created.After(best.key.created) {
-				best = &KeySigner{priv: priv, key: k, info: ring.Keys()[i]}
+				best = &KeySigner{priv: priv, key: k, hash: k.signingHash(), info: ring.Keys()[i]}
 			}
 		}
 		st := ring.evaluate(c, at)
@@ -275,9 +275,21 @@ func (s *KeySigner) Key() Key { return s.info }
 // Fingerprint is that of the key or subkey that signs.
 func (s *KeySigner) Fingerprint() string { return upperHex(s.key.fp) }
 
+// signingHash is the hash to sign with: at least as long as the curve, or GnuPG
+// refuses it.
+func (k *pubKey) signingHash() byte {
+	switch {
+	case k.curve == "" || k.bits <= 256:
+		return hashSHA256
+	case k.bits <= 384:
+		return hashSHA384
+	}
+	return hashSHA512
+}
+
 // DetachSign implements Signer.
 func (s *KeySigner) DetachSign(ctx context.Context, message io.Reader) ([]byte, error) {
-	h := crypto.SHA512.New()
+	_, h := newHash(s.hash)
 	buf := make([]byte, bufferSize)
 	var off int64
 	for {
@@ -309,13 +321,13 @@ func (s *KeySigner) ClearSign(ctx context.Context, text []byte) ([]byte, error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	h := crypto.SHA512.New()
+	_, h := newHash(s.hash)
 	writeCanonical(h, canonicalText(text))
 	sig, err := s.sign(sigText, h)
 	if err != nil {
 		return nil, err
 	}
-	return writeCleartext(hashSHA512, text, sig), nil
+	return writeCleartext(s.hash, text, sig), nil
 }
 
 // checkSignable refuses text that could not be verified again.
@@ -352,7 +364,7 @@ func (s *KeySigner) sign(typ byte, h hash.Hash) ([]byte, error) {
 			Version:      4,
 			SigType:      packet.SignatureType(typ),
 			PubKeyAlgo:   s.priv.PubKeyAlgo,
-			Hash:         crypto.SHA512,
+			Hash:         cryptoHash(s.hash),
 			CreationTime: at.Truncate(time.Second),
 			IssuerKeyId:  &s.priv.KeyId,
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"imgmaint/formats"
@@ -40,6 +41,9 @@ type sigPacket struct {
 
 	bad         string // why it can not be right
 	unsupported string // why we can not tell
+
+	checked atomic.Pointer[checked]   // in a certificate
+	back    atomic.Pointer[sigPacket] // embedded, once it was parsed
 }
 
 // expires returns the time at which the signature expires, zero for never.
