@@ -67,7 +67,7 @@ func newApp(in io.Reader, out, errw io.Writer) *cli.App {
 		OnUsageError:              asUsageError,
 		DisableSliceFlagSeparator: true,
 		Commands: []*cli.Command{
-			//INSPECT
+			inspectCommand(), lsCommand(), catCommand(), tarOutCommand(),
 			infoCommand(), mapCommand(), checkCommand(), compareCommand(), convertCommand(),
 		},
 	}

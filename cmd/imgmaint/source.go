@@ -18,7 +18,7 @@ var (
 	jsonFlag     = &cli.BoolFlag{Name: "json", Usage: "print one JSON object"}
 	formatFlag   = &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "`FORMAT` of the image; without it the content tells"}
 	backingFlag  = &cli.StringFlag{Name: "backing-dir", Usage: "open backing and data files, but only inside `DIR`"}
-	snapshotFlag = &cli.StringFlag{Name: "snapshot", Aliases: []string{"l"}, Usage: "read the internal snapshot of this `NAME` or number"}
+	snapshotFlag = &cli.StringFlag{Name: "snapshot", Usage: "read the internal snapshot of this `NAME` or number"}
 )
 
 func sourceFlags(more ...cli.Flag) []cli.Flag {

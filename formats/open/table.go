@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"imgmaint/formats"
+	"imgmaint/formats/disk/qcow2"
 	"imgmaint/formats/disk/raw"
 	"imgmaint/formats/disk/vhd"
 )
@@ -60,6 +61,28 @@ var diskFormats = []diskFormat{
 			return raw.NewWriter(w, size)
 		},
 		streams: true,
+	},
+	{
+		name:  "qcow2",
+		sniff: qcow2.Sniff,
+		open: func(r io.ReaderAt, size int64, o leafOptions) (formats.Image, error) {
+			return qcow2.Open(r, size, &qcow2.Options{Resolve: o.resolve, Snapshot: o.snapshot})
+		},
+		describe: qcow2.Describe,
+		check:    qcow2.Check,
+		create: func(w io.WriterAt, size int64, o *CreateOptions) (formats.Writer, error) {
+			wo := &qcow2.WriterOptions{ClusterSize: o.ClusterSize, Compression: o.Compression, Level: o.Level}
+			if o.Compat == "0.10" {
+				wo.Version = 2
+			}
+			return qcow2.NewWriter(w, size, wo)
+		},
+		options: createFields{
+			compression: []string{"zlib", "zstd"},
+			maxLevel:    map[string]int{"zlib": 9, "zstd": 22},
+			clusters:    [2]int64{512, 2 << 20},
+			compat:      []string{"0.10", "1.1"},
+		},
 	},
 	{
 		name:  "vhd",
