@@ -198,7 +198,7 @@ func (t *text) items(it *Items) {
 	for _, p := range it.Packages {
 		state := ""
 		if p.State != "installed" || p.Error != "" || p.Want != "" && p.Want != "install" {
-			state = "  [" + strings.TrimSpace(p.Want+" "+p.Error+" "+p.State) + "]"
+			state = "  [" + strings.Join(strings.Fields(p.Want+" "+p.Error+" "+p.State), " ") + "]"
 		}
 		src := ""
 		if p.Source != p.Name || p.SourceVersion != p.Version {
