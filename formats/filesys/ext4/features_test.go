@@ -78,6 +78,9 @@ func testFeature(t *testing.T, args []string, bs int64, long bool) {
 	if long {
 		p.files, p.dirs, inodes = 10000, 1000, "24000"
 		size = 192 << 20
+		if slices.Contains(args, "bigalloc") {
+			size = 768 << 20
+		}
 	}
 	args = append([]string{"-b", strconv.FormatInt(bs, 10), "-N", inodes}, args...)
 	img := mkfs(t, size, args...)

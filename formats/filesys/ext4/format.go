@@ -37,8 +37,8 @@ const (
 	maxSymlink      = 65536 // no target is longer than a block
 
 	// maxDirEntries is what ReadDir of a whole directory may hold in memory,
-	// about 48 MiB; larger ones are read piecewise through ReadDirFile.
-	maxDirEntries = 1 << 19
+	// about 30 MiB; larger ones are read piecewise through ReadDirFile.
+	maxDirEntries = 1 << 18
 	// maxReadFile is the largest file that ReadFile returns in one slice.
 	maxReadFile = 32 << 20
 	// maxXattrInode is the largest attribute value read from an inode of its
@@ -48,11 +48,11 @@ const (
 	// holds fewer than 4096 entries of 16 bytes.
 	maxXattrs = 2 * 65536 / 16
 	// maxReplay is the number of distinct blocks an unclean journal may
-	// replace: 16 MiB of map for 4 GiB of 4 KiB blocks; mke2fs makes journals
-	// of at most 1 GiB by itself.
-	maxReplay = 1 << 20
-	// maxRevoke bounds the revoked blocks in an unclean journal: 16 MiB.
-	maxRevoke = 1 << 20
+	// replace: 16 MiB of map while it is made, for 2 GiB of 4 KiB blocks;
+	// mke2fs makes journals of at most 1 GiB by itself.
+	maxReplay = 1 << 19
+	// maxRevoke bounds the revoked blocks in an unclean journal: 20 MiB.
+	maxRevoke = 1 << 19
 	// maxFastCommit bounds the changes replayed from fast commits, whose area
 	// is 256 blocks unless tuned.
 	maxFastCommit = 1 << 16
