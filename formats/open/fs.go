@@ -71,7 +71,7 @@ func (c Content) Open(img formats.Image) (formats.FS, error) {
 	if c.Class == Unrecognised || c.Class == Empty {
 		return nil, formats.Unknown("volume", 0, "signature", "no file system that we know")
 	}
-	return nil, formats.Unsupported(c.Type, 0, "signature", "%s that we do not read", c.Class)
+	return nil, formats.Unsupported(c.Type, -1, "", "this %s is recognised, not read", c.Class)
 }
 
 // A Class says what kind of thing fills a volume.
