@@ -12,6 +12,10 @@ import (
 // Windows 8 and later, and this package, put the data of blocks on 4 KiB.
 const padding = 4096
 
+// headRoom is the same between the metadata and the first block, where
+// Windows leaves some.
+const headRoom = 64 << 10
+
 // Check checks the metadata of the VHD of size bytes in r. Unlike Open it
 // goes on past block entries that are wrong, and it needs no parent.
 func Check(r io.ReaderAt, size int64) (*formats.CheckReport, error) {
@@ -87,9 +91,9 @@ func (l *layout) leaks(rep *formats.CheckReport, meta []region, used []uint32, s
 	}
 	meta = append(meta, bm...)
 	slices.SortFunc(meta, func(a, b region) int { return int(min(1, max(-1, a.off-b.off))) })
-	end := int64(0)
+	end, room := int64(0), int64(headRoom)
 	gap := func(to int64) {
-		if to-end >= padding {
+		if to-end >= room {
 			rep.Add(formats.Finding{Severity: formats.Leak, Off: end, Field: "file", Detail: fmt.Sprintf("%d bytes nothing uses", to-end)})
 		}
 	}
@@ -102,6 +106,9 @@ func (l *layout) leaks(rep *formats.CheckReport, meta []region, used []uint32, s
 			next, used = region{off: off, end: off + span}, used[1:]
 		}
 		gap(next.off)
+		if next.name == "" { // a block
+			room = padding
+		}
 		end = max(end, next.end)
 	}
 	gap(l.end)
