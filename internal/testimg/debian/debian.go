@@ -37,7 +37,11 @@ const (
 	espSize  = 36 << 20
 	rootUUID = "5f1c0cde-6a2c-4c1a-9d2b-0123456789ab"
 	// version of what Build makes: part of the folder's name in the cache.
-	version = "v1"
+	version = "v2"
+
+	// CapabilityFile is a program with a file capability, which is an
+	// extended attribute.
+	CapabilityFile = "/usr/bin/ss"
 )
 
 // Build returns the system, made now or by an earlier test. The folder that
@@ -143,6 +147,7 @@ func (s *System) bootstrap(t testing.TB, mirror, key string) {
 		`--customize-hook=rm -f "$1"/etc/apt/sources.list.d/*`,
 		`--customize-hook=echo ` + hostname + ` > "$1/etc/hostname"`,
 		`--customize-hook=printf 'UUID=` + rootUUID + ` / ext4 defaults 0 1\nUUID=1234-ABCD /boot/efi vfat umask=0077 0 2\n' > "$1/etc/fstab"`,
+		`--customize-hook=chroot "$1" setcap cap_net_raw+ep ` + CapabilityFile,
 		`--customize-hook=mkdir -p "$1/boot/efi" "$1/boot/grub"; echo 'set timeout=5' > "$1/boot/grub/grub.cfg"`,
 		suite, s.Tar, line,
 	}
