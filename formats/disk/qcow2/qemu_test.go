@@ -189,7 +189,7 @@ func testDisk(t testing.TB, size int64) (string, []byte) {
 }
 
 func TestQemuOptions(t *testing.T) {
-	const size = 5<<20 + 3*512
+	const size = 3<<20 + 3*512
 	src, _ := testDisk(t, size)
 	type row struct {
 		opts string
