@@ -281,7 +281,7 @@ func TestOpenRefuses(t *testing.T) {
 // A file that can't be read where formats are recognised is not taken for raw.
 func TestProbeReadError(t *testing.T) {
 	b := make([]byte, 1<<20)
-	for _, bad := range []int64{0, 40_000, 1<<20 - 100} {
+	for _, bad := range []int64{0, 40_000, 1<<20 - 512} {
 		_, _, err := Reader(testimg.FaultyReader{R: bytes.NewReader(b), Bad: bad}, int64(len(b)), "")
 		if !errors.Is(err, testimg.ErrInjected) {
 			t.Errorf("bad byte %d: Reader = %v, want the reader's error", bad, err)

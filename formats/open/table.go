@@ -75,6 +75,9 @@ var diskFormats = []diskFormat{
 			if o.Compat == "0.10" {
 				wo.Version = 2
 			}
+			if o.Compression != "" {
+				return qcow2.NewCompressedWriter(w, size, wo)
+			}
 			return qcow2.NewWriter(w, size, wo)
 		},
 		options: createFields{
