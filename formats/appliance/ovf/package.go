@@ -136,7 +136,10 @@ func Open(fsys fs.FS, name string, opts *Options) (*Package, error) {
 	if err := p.resolve(stat); err != nil {
 		return nil, err
 	}
-	return p, p.readSeals()
+	if err := p.readSeals(); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // OpenOVA opens a package that is one tar file of size bytes.
@@ -189,7 +192,10 @@ func OpenOVA(r io.ReaderAt, size int64, opts *Options) (*Package, error) {
 	}
 	p.order()
 	p.headers(r)
-	return p, p.readSeals()
+	if err := p.readSeals(); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func (p *Package) add(m member) {

@@ -248,7 +248,7 @@ func (v *validator) config(id string, off int64) {
 }
 
 func (v *validator) system(s *System) {
-	if !s.Collection && len(s.Hardware) == 0 && s.OS == nil && len(s.Products) == 0 {
+	if !s.Collection && len(s.Hardware) == 0 && s.OS == nil && len(s.Products) == 0 && len(s.Annotations) == 0 && len(s.Unknown) == 0 {
 		v.add(Warning, "schema", s.off, "system %q is empty", clip(s.ID))
 	}
 	for i := range s.Hardware {
