@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"imgmaint/formats"
+	"imgmaint/formats/open"
 )
 
 // maxDepth bounds how deep a walk goes: a tree of a sane guest has about 30
@@ -70,14 +71,14 @@ func List(ctx context.Context, w io.Writer, root *Root, name string, o *ListOpti
 			return err
 		}
 		if !o.Long {
-			_, err = fmt.Fprintln(bw, Clean(rel))
+			_, err = fmt.Fprintln(bw, Clean(open.RawName(rel)))
 			return err
 		}
 		size := fmt.Sprint(f.Size)
 		if f.Type == "block" || f.Type == "char" {
 			size = fmt.Sprintf("%d, %d", f.Major, f.Minor)
 		}
-		line := fmt.Sprintf("%s %3d %5d %5d %10s %s %s", f.Mode, f.Nlink, f.UID, f.GID, size, f.Mtime.UTC().Format("2006-01-02 15:04:05"), Clean(rel))
+		line := fmt.Sprintf("%s %3d %5d %5d %10s %s %s", f.Mode, f.Nlink, f.UID, f.GID, size, f.Mtime.UTC().Format("2006-01-02 15:04:05"), Clean(open.RawName(rel)))
 		if f.Type == "symlink" {
 			line += " -> " + Clean(f.Target)
 		}

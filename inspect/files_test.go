@@ -40,7 +40,7 @@ echo content > d/file; chmod 4755 d/file; ln d/file d/e/second; ln d/file third
 touch -d '2021-02-03 04:05:06.123456789' d/file; : > none
 ln -s ../file d/e/rel; ln -s /d/file abs; ln -s nowhere dangling; ln -s "$(printf %0200d 0)" longlink
 mkfifo pipe; truncate -s 5M sparse; printf end | dd of=sparse bs=1 seek=3000000 conv=notrunc status=none
-printf 'new\nline' > "$(printf 'a\nb')"; : > "$(printf '\377bytes')"
+printf 'new\nline' > "$(printf 'a\nb')"; : > "$(printf '\377bytes')"; ln -s "$(printf '\377bytes')" rawlink
 mkdir -p "$(printf %0100d 1)/$(printf %0100d 2)/$(printf %0100d 3)"; echo deep > "$(printf %0100d 1)/$(printf %0100d 2)/$(printf %0100d 3)/f"
 `
 	testimg.Run(t, "sh", "-c", script, "sh", dir)
@@ -93,6 +93,11 @@ func TestTarOut(t *testing.T) {
 			if a != b {
 				t.Errorf("%s: %s, want %s", n, a, b)
 			}
+		}
+	}
+	for _, p := range []string{"/\xffbytes", "/rawlink"} { // a link to a name that is not UTF-8
+		if err := Cat(context.Background(), io.Discard, tree, p); err != nil {
+			t.Error(err)
 		}
 	}
 	for _, n := range []string{"d/file", "sparse", "a\nb", strings.Repeat("0", 99) + "1"} {

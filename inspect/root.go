@@ -9,8 +9,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"imgmaint/formats"
+	"imgmaint/formats/open"
 )
 
 const (
@@ -173,6 +175,7 @@ func (r *Root) resolve(op, name string, last bool) (string, error) {
 			if target == "" || strings.Contains(target, "\x00") {
 				return fail(fs.ErrNotExist)
 			}
+			target = open.EscapeName(target)
 			if strings.HasPrefix(target, "/") {
 				cur = "."
 			}
@@ -330,8 +333,12 @@ func (r *Root) openRegular(name string) (fs.File, error) {
 }
 
 // GuestPath turns a path as a user writes it ("/etc/hosts", "etc//hosts/.")
-// into a name for the methods of Root.
+// into a name for the methods of Root. Bytes that are not UTF-8 become the
+// code points by which file systems show them.
 func GuestPath(p string) string {
+	if !utf8.ValidString(p) {
+		p = open.EscapeName(p)
+	}
 	if p = strings.TrimPrefix(path.Clean("/"+p), "/"); p == "" {
 		return "."
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"imgmaint/formats"
+	"imgmaint/formats/open"
 )
 
 // maxLinks bounds the inodes with several names that are remembered.
@@ -84,7 +85,7 @@ func (t *tarWriter) walk(dir, rel string, level int) error {
 func (t *tarWriter) put(rel string, fi fs.FileInfo, full string) error {
 	st := statOf(fi)
 	h := &tar.Header{
-		Name: "./" + rel, Mode: int64(unixPerm(fi.Mode())), Uid: int(st.UID), Gid: int(st.GID), ModTime: fi.ModTime(),
+		Name: "./" + open.RawName(rel), Mode: int64(unixPerm(fi.Mode())), Uid: int(st.UID), Gid: int(st.GID), ModTime: fi.ModTime(),
 		Format: tar.FormatPAX, PAXRecords: map[string]string{},
 	}
 	if rel == "." {
