@@ -168,6 +168,9 @@ func TestCertificates(t *testing.T) {
 		{"expired by its newest self-signature", join(t, pub, uid, selfSig(t, key, func(s *packet.Signature) { s.KeyLifetimeSecs = &month }), selfSig(t, key, older)), byKey, ExpiredKey, ""},
 		{"prolonged by its newest self-signature", join(t, pub, uid, selfSig(t, key, func(s *packet.Signature) { older(s); s.KeyLifetimeSecs = &month }), selfSig(t, key, nil)), byKey, Valid, ""},
 		{"expired by a direct-key signature", join(t, pub, direct(func(s *packet.Signature) { older(s); s.KeyLifetimeSecs = &month }), uid, selfSig(t, key, nil)), byKey, ExpiredKey, ""},
+		{"of two in one second the later counts", join(t, pub, uid, selfSig(t, key, func(s *packet.Signature) { s.KeyLifetimeSecs = &month }), selfSig(t, key, nil)), byKey, Valid, ""},
+		{"and so it expires", join(t, pub, uid, selfSig(t, key, nil), selfSig(t, key, func(s *packet.Signature) { s.KeyLifetimeSecs = &month })), byKey, ExpiredKey, ""},
+		{"flags in a direct-key signature", join(t, pub, direct(func(s *packet.Signature) { s.FlagsValid, s.FlagCertify = true, true }), uid, selfSig(t, key, nil)), byKey, NotForSigning, ""},
 		{"self-signature expired", join(t, pub, uid, selfSig(t, key, func(s *packet.Signature) { s.SigLifetimeSecs = &month })), byKey, UnknownKey, "no valid self-signature"},
 
 		{"subkey", join(t, pub, uid, selfSig(t, key, nil), &subPub, bind(nil, sub)), bySub, Valid, ""},
@@ -305,6 +308,12 @@ func TestSubpackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantStatus(t, res, Unsupported)
+
+	pkt, _, err := nextPacket(dataSig(t, key, "m", nil), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, mustVerify(t, ring, frame(tagSignature, append(bytes.Clone(pkt.body), 0)), []byte("m"), nil), BadSignature)
 
 	// Old and strange versions.
 	for version, want := range map[byte]Status{2: Unsupported, 3: Unsupported, 5: Unsupported, 6: BadSignature, 9: Unsupported} {

@@ -120,9 +120,9 @@ func (p *parser) choose(want string, at time.Time) (*KeySigner, error) {
 	is := func(k *pubKey) bool { return clean == upperHex(k.fp) || clean == keyIDString(k.id) }
 
 	var found *KeySigner
-	why := "no such key"
+	why := errors.New("no such key")
 	if want == "" {
-		why = "no key that can sign"
+		why = errors.New("no key that can sign")
 	}
 	for i, c := range ring.certs {
 		whole := clean == "" || is(c.key)
@@ -130,7 +130,7 @@ func (p *parser) choose(want string, at time.Time) (*KeySigner, error) {
 		consider := func(k *pubKey, revoked, invalid string, expires time.Time, sign bool) {
 			priv, err := p.usable(k, revoked, invalid, expires, sign, at)
 			if err != nil {
-				why = keyIDString(k.id) + ": " + err.Error()
+				why = fmt.Errorf("%s: %w", keyIDString(k.id), err)
 				return
 			}
 			if best == nil || k.created.After(best.key.created) {
@@ -157,7 +157,7 @@ func (p *parser) choose(want string, at time.Time) (*KeySigner, error) {
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("openpgp: can not sign: %s", why)
+		return nil, fmt.Errorf("openpgp: can not sign: %w", why)
 	}
 	return found, nil
 }
