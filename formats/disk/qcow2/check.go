@@ -178,11 +178,14 @@ func (c *checker) countL1(off, n int64, field string, active bool) error {
 			return nil
 		}
 		ok, err := c.loadL2(at)
-		if err != nil || !ok {
-			if !ok {
-				c.bad(pos, field, "entry %d: the L2 table at %#x is not within the file", i, at)
-			}
+		if err != nil {
 			return err
+		}
+		if !ok {
+			if at < c.f.Size { // else use has told
+				c.bad(pos, field, "entry %d: the file ends within the L2 table at %#x", i, at)
+			}
+			return nil
 		}
 		c.countL2(at, i, active)
 		return nil

@@ -85,7 +85,10 @@ func Open(r io.ReaderAt, size int64, opts *Options) (*Image, error) {
 	m.sliceBits = min(l.clusterBits, log2(l2SliceBytes))
 	m.slices = make([]atomic.Pointer[l2Slice], l2CacheBytes>>m.sliceBits)
 	m.inflate.init(l.clusterSize, l.compression)
-	return m, m.resolve(opts)
+	if err := m.resolve(opts); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func log2(n int) uint32 {
