@@ -41,11 +41,11 @@ const (
 // appliances with many systems and localised texts) stay below 1 MiB.
 const (
 	// MaxDescriptor bounds a descriptor in bytes.
-	MaxDescriptor = 8 << 20
-	// maxElements and maxAttributes bound a document as a whole: 60 and 40
-	// bytes are kept of each, which makes 20 MiB at most.
-	maxElements   = 150_000
-	maxAttributes = 300_000
+	MaxDescriptor = 4 << 20
+	// maxElements and maxAttributes bound a document as a whole: 56 and 24
+	// bytes are kept of each, which makes 10 MiB at most.
+	maxElements   = 100_000
+	maxAttributes = 200_000
 	// maxAttrsOf bounds one element: they are compared pair by pair.
 	maxAttrsOf = 128
 	// maxDepth bounds nesting; the schema goes 12 deep and collections nest.
@@ -65,15 +65,15 @@ const (
 	// above what any hypervisor accepts by an order of magnitude.
 	maxFiles      = 16384
 	maxDisks      = 4096
-	maxItems      = 32768
+	maxItems      = 16384
 	maxSystems    = 4096
-	maxProperties = 32768
+	maxProperties = 16384
 	maxNest       = 16 // collections within collections
 	// maxChunks bounds the members of one chunked file; the name has nine
 	// digits, a tar index holds 65,536 members.
 	maxChunks = 65536
 	// maxBundle bounds an external string bundle, maxBundles their number.
-	maxBundle  = 4 << 20
+	maxBundle  = MaxDescriptor
 	maxBundles = 64
 	// maxProblems bounds what is said about one package.
 	maxProblems = 200

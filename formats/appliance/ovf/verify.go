@@ -76,7 +76,7 @@ type VerifyOptions struct {
 }
 
 // verifyBlock is how much is read and hashed at a time.
-const verifyBlock = 1 << 20
+const verifyBlock = 1 << 18
 
 // Verify reads every member once and compares it with the manifest, checks
 // the signature, and the rules of Check. The error is for what could not be
@@ -209,6 +209,36 @@ func (v *verification) member(m *member, mr *MemberReport) error {
 	return nil
 }
 
+// Digests hashes the files of References in their order, chunk by chunk: what
+// WriterOptions.Files takes.
+func (p *Package) Digests(algorithm string, progress func(done, total int64) error) ([]ManifestEntry, error) {
+	a, ok := algorithms[algorithm]
+	if !ok {
+		return nil, formats.Unsupported(Name, -1, "manifest", "algorithm %q", clip(algorithm))
+	}
+	v := &verification{p: p, opts: &VerifyOptions{Progress: progress}}
+	var list []*member
+	seen := map[string]bool{}
+	for _, parts := range p.parts {
+		for _, name := range parts {
+			if !seen[name] {
+				seen[name] = true
+				list = append(list, &p.members[p.byName[name]])
+				v.total += p.members[p.byName[name]].size
+			}
+		}
+	}
+	out := make([]ManifestEntry, 0, len(list))
+	for _, m := range list {
+		h := a.New()
+		if err := v.read(m, h); err != nil {
+			return nil, err
+		}
+		out = append(out, ManifestEntry{algorithm, m.name, hex.EncodeToString(h.Sum(nil))})
+	}
+	return out, nil
+}
+
 func (v *verification) step(n int64) error {
 	v.done += n
 	if v.opts.Progress != nil {
@@ -301,12 +331,15 @@ func (v *verification) verdict() {
 		worse(Intact, "signature: "+string(s.State)+": "+s.Detail)
 	}
 	for _, f := range r.Findings {
-		if f.Level == Fault && contradiction[f.Rule] {
+		switch {
+		case f.Level == Fault && contradiction[f.Rule]:
 			worse(Damaged, f.String())
+		case f.Level == Fault && f.Rule == "href":
+			worse(Incomplete, f.String()) // a file outside, which no manifest covers
 		}
 	}
 }
 
 // contradiction are the rules whose breach means that the package is not what
 // it says, where the others only offend the schema.
-var contradiction = map[string]bool{"missing": true, "size": true, "chunks": true, "tar": true, "href": true, "certificate": true}
+var contradiction = map[string]bool{"missing": true, "size": true, "chunks": true, "tar": true, "certificate": true}

@@ -28,6 +28,11 @@ type WriterOptions struct {
 	// Sign makes the .cert for a manifest, as with the function Sign. Without
 	// it the package is not signed.
 	Sign func(name string, mf []byte) (cert []byte, err error)
+	// Files are the digests of the members to come, in their order, when they
+	// are known before (see Package.Digests). Then the manifest and the
+	// certificate follow the descriptor at once, as ovftool has them; without
+	// Files they come last. Both orders are of the standard.
+	Files []ManifestEntry
 }
 
 // A Writer writes a package: the descriptor, the files in the order of
@@ -49,13 +54,13 @@ type Writer struct {
 	written  []writtenFile
 	seen     map[string]bool
 	err      error
+	sealed   bool // the manifest is written
 	closed   bool
 }
 
 type writtenFile struct {
-	name   string
-	size   int64
-	digest string
+	ManifestEntry
+	size int64
 }
 
 func newWriter(name string, opts *WriterOptions) (*Writer, error) {
@@ -192,6 +197,10 @@ func (w *Writer) WriteDescriptor(text []byte) error {
 	}
 	w.seen[w.name] = true
 	w.text = text
+	if w.tar != nil && w.reserved < 0 && len(w.opts.Files) > 0 {
+		w.sealed = true
+		return w.seal(w.opts.Files)
+	}
 	return nil
 }
 
@@ -345,7 +354,7 @@ func (w *Writer) endFile() error {
 			return w.fail(fmt.Errorf("%s: reading %q back: %d of %d bytes: %w", Name, clip(f.name), n, f.pos, err))
 		}
 	}
-	w.written = append(w.written, writtenFile{f.name, f.pos, hex.EncodeToString(f.hash.Sum(nil))})
+	w.written = append(w.written, writtenFile{ManifestEntry{w.opts.Algorithm, f.name, hex.EncodeToString(f.hash.Sum(nil))}, f.pos})
 	return nil
 }
 
@@ -387,16 +396,37 @@ func (w *Writer) readError(name string, err error) error {
 	return w.fail(fmt.Errorf("%s: %q: %w", Name, clip(name), err))
 }
 
-// Manifest is the manifest of what has been written so far: the descriptor,
-// then the files.
-func (w *Writer) manifest() ([]byte, error) {
+// seal writes the manifest of the descriptor and files, and the certificate.
+func (w *Writer) seal(files []ManifestEntry) error {
 	h := algorithms[w.opts.Algorithm].New()
 	h.Write(w.text)
-	m := &Manifest{Entries: []ManifestEntry{{w.opts.Algorithm, w.name, hex.EncodeToString(h.Sum(nil))}}}
-	for _, f := range w.written {
-		m.Entries = append(m.Entries, ManifestEntry{w.opts.Algorithm, f.name, f.digest})
+	m := &Manifest{Entries: append([]ManifestEntry{{w.opts.Algorithm, w.name, hex.EncodeToString(h.Sum(nil))}}, files...)}
+	mf, err := m.Marshal()
+	if err != nil {
+		return w.fail(err)
 	}
-	return m.Marshal()
+	base := strings.TrimSuffix(w.name, ".ovf")
+	if err := w.writeSeal(base+".mf", mf); err != nil || w.opts.Sign == nil {
+		return err
+	}
+	cert, err := w.opts.Sign(base+".mf", bytes.Clone(mf))
+	if err != nil {
+		return w.fail(err)
+	}
+	return w.writeSeal(base+".cert", cert)
+}
+
+func (w *Writer) writeSeal(name string, b []byte) error {
+	var err error
+	if w.tar != nil {
+		err = w.tar.WriteFile(name, b)
+	} else {
+		err = w.put(name, b)
+	}
+	if err != nil {
+		return w.fail(err)
+	}
+	return nil
 }
 
 // Close checks that the package is whole, writes the manifest and the
@@ -414,33 +444,16 @@ func (w *Writer) Close() error {
 	if err := w.check(); err != nil {
 		return w.fail(err)
 	}
-	mf, err := w.manifest()
-	if err != nil {
-		return w.fail(err)
+	files := make([]ManifestEntry, len(w.written))
+	for i, f := range w.written {
+		files[i] = f.ManifestEntry
 	}
-	base := strings.TrimSuffix(w.name, ".ovf")
-	seals := []struct {
-		name string
-		b    []byte
-	}{{base + ".mf", mf}}
-	if w.opts.Sign != nil {
-		cert, err := w.opts.Sign(base+".mf", bytes.Clone(mf))
-		if err != nil {
-			return w.fail(err)
-		}
-		seals = append(seals, struct {
-			name string
-			b    []byte
-		}{base + ".cert", cert})
+	if len(w.opts.Files) > 0 && !slices.Equal(files, w.opts.Files) {
+		return w.fail(fmt.Errorf("%s: the files are not those whose digests were given", Name))
 	}
-	for _, s := range seals {
-		if w.tar != nil {
-			err = w.tar.WriteFile(s.name, s.b)
-		} else {
-			err = w.put(s.name, s.b)
-		}
-		if err != nil {
-			return w.fail(err)
+	if !w.sealed {
+		if err := w.seal(files); err != nil {
+			return err
 		}
 	}
 	if w.tar != nil {
@@ -459,24 +472,26 @@ func (w *Writer) check() error {
 		return err
 	}
 	at := 0
+	hrefs := map[string]bool{}
 	for i := range env.Files {
 		f := &env.Files[i]
 		literal, decoded := HrefName(f.Href)
 		if literal == "" && decoded == "" {
 			return fmt.Errorf("%s: file %q: %q is not within the package", Name, clip(f.ID), clip(f.Href))
 		}
-		if slices.ContainsFunc(env.Files[:i], func(g File) bool { return g.Href == f.Href }) {
+		if hrefs[f.Href] {
 			continue // a second entry of one member
 		}
+		hrefs[f.Href] = true
 		var total int64
 		n := 0
 		for ; at < len(w.written); at++ {
 			x := w.written[at]
 			if f.ChunkSize > 0 {
-				if x.name != ChunkName(literal, n) && x.name != ChunkName(decoded, n) {
+				if x.File != ChunkName(literal, n) && x.File != ChunkName(decoded, n) {
 					break
 				}
-			} else if n > 0 || x.name != literal && x.name != decoded {
+			} else if n > 0 || x.File != literal && x.File != decoded {
 				break
 			}
 			total += x.size
@@ -490,7 +505,7 @@ func (w *Writer) check() error {
 		}
 	}
 	if at < len(w.written) {
-		return fmt.Errorf("%s: nothing refers to %q, or it is not in the order of References", Name, clip(w.written[at].name))
+		return fmt.Errorf("%s: nothing refers to %q, or it is not in the order of References", Name, clip(w.written[at].File))
 	}
 	return nil
 }

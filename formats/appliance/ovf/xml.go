@@ -460,6 +460,9 @@ func (p *xmlParser) resolve(e *elem) error {
 	depth := len(p.stack)
 	for k := range as {
 		a := &as[k]
+		if !bytes.HasPrefix(p.bytes(a.name), []byte("xmlns")) {
+			continue
+		}
 		name := string(p.bytes(a.name))
 		prefix, isDecl := "", name == "xmlns"
 		if rest, ok := strings.CutPrefix(name, "xmlns:"); ok {
@@ -494,7 +497,7 @@ func (p *xmlParser) resolve(e *elem) error {
 		la := p.text[a.local:a.name.hi]
 		for j := range k {
 			b := &as[j]
-			if p.ns[a.ns] == p.ns[b.ns] && bytes.Equal(la, p.text[b.local:b.name.hi]) {
+			if len(la) == int(b.name.hi-b.local) && p.ns[a.ns] == p.ns[b.ns] && bytes.Equal(la, p.text[b.local:b.name.hi]) {
 				return xmlError(int(a.name.lo), "attribute %q twice", p.bytes(a.name))
 			}
 		}
