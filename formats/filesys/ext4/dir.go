@@ -132,8 +132,13 @@ func (f *FS) dirBlock(in *inode, lblk int64) (b []byte, off int64, err error) {
 	if r.kind != formats.Data {
 		return nil, 0, formats.Corrupt(Name, in.off+0x28, "i_block", "block %d of directory inode %d is a hole", lblk, in.ino)
 	}
-	off = int64(r.pblk) << f.sb.blockBits
-	b, checked, err := f.metaBlock(r.pblk, "directory block")
+	return f.dirBlockAt(in, lblk, r.pblk)
+}
+
+// dirBlockAt is dirBlock when it is known where the block is.
+func (f *FS) dirBlockAt(in *inode, lblk int64, pblk uint64) (b []byte, off int64, err error) {
+	off = int64(pblk) << f.sb.blockBits
+	b, checked, err := f.metaBlock(pblk, "directory block")
 	if err != nil {
 		return nil, 0, err
 	}
@@ -141,9 +146,106 @@ func (f *FS) dirBlock(in *inode, lblk int64) (b []byte, off int64, err error) {
 		if err := f.verifyDirBlock(in, b, off, lblk); err != nil {
 			return nil, 0, err
 		}
-		f.blocks.mark(r.pblk, what)
+		f.blocks.mark(pblk, what)
 	}
 	return b, off, nil
+}
+
+// findDirent looks for name in a directory block. It reads faster than
+// parseDirents because it only checks what it needs; when the block is
+// damaged before the name it finds nothing, with ok false.
+func (f *FS) findDirent(b, name []byte) (d dirent, ok bool) {
+	for pos := 0; pos < len(b); {
+		e := b[pos:]
+		if len(e) < 8 {
+			return d, false
+		}
+		n := recLen(e[4:], f.sb.blockSize)
+		k := int(e[6])
+		if n < 8+k || n > len(e) || n&3 != 0 {
+			return d, false
+		}
+		if k == len(name) && string(e[8:8+k]) == string(name) {
+			if ino := le.Uint32(e); ino != 0 {
+				if ino > f.sb.inodesCount {
+					return d, false
+				}
+				d = dirent{ino: ino, name: e[8 : 8+k]}
+				if f.sb.incompat&incompatFiletype != 0 {
+					d.typ = e[7]
+				}
+				return d, true
+			}
+		}
+		pos += n
+	}
+	return d, true
+}
+
+// searchBlock looks for name in a directory block read from off.
+func (f *FS) searchBlock(in *inode, b []byte, off int64, name []byte) (dirent, error) {
+	found, ok := f.findDirent(b, name)
+	if !ok {
+		return dirent{}, f.parseDirents(in, b, off, func(d dirent) bool { return true })
+	}
+	return found, nil
+}
+
+// A nameIndex holds the names of one directory without a hash tree, the one
+// that was looked into last, so that looking up all of its files does not
+// read it as many times.
+type nameIndex struct {
+	mu    sync.Mutex
+	ino   uint32
+	names map[string]dirent // nil until the second lookup in a row
+}
+
+// find returns the entry called name. known is false when the index is of
+// another directory; then again says that this one was asked for before.
+func (x *nameIndex) find(ino uint32, name []byte) (d dirent, known, again bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ino == ino && x.names != nil {
+		d = x.names[string(name)]
+		return d, true, false
+	}
+	again = x.ino == ino
+	x.ino, x.names = ino, nil
+	return d, false, again
+}
+
+// indexNames fills the index with a directory; it gives up on one that is
+// damaged or large.
+func (f *FS) indexNames(in *inode) {
+	names := make(map[string]dirent)
+	for lblk := int64(0); lblk < in.size>>f.sb.blockBits; {
+		r, err := f.mapRun(in, lblk)
+		if err != nil {
+			return
+		}
+		r.n = min(r.n, in.size>>f.sb.blockBits-lblk)
+		lblk += r.n
+		for i := range r.n {
+			if r.kind != formats.Data {
+				break
+			}
+			b, off, err := f.dirBlockAt(in, r.lblk+i, r.pblk+uint64(i))
+			if err == nil {
+				err = f.parseDirents(in, b, off, func(d dirent) bool {
+					if _, twice := names[string(d.name)]; !twice {
+						names[string(d.name)] = dirent{ino: d.ino, typ: d.typ}
+					}
+					return len(names) <= nameIndexSize
+				})
+			}
+			if err != nil || len(names) > nameIndexSize {
+				return
+			}
+		}
+	}
+	f.names.mu.Lock()
+	defer f.names.mu.Unlock()
+	f.names.ino, f.names.names = in.ino, names
 }
 
 // checkDir checks what must hold before the entries of in are read.
@@ -237,21 +339,20 @@ func (f *FS) lookup(in *inode, raw []byte, elem string) (dirent, error) {
 	if _, ok := f.fastParent(in.ino); ok {
 		return dirent{}, fs.ErrNotExist // made by a fast commit: nothing on disk
 	}
-	var found dirent
-	match := func(d dirent) bool {
-		if !bytes.Equal(d.name, name) {
-			return true
-		}
-		found = d
-		return false
-	}
 	if in.flags&flagInlineData != 0 {
-		err := f.inlineDir(in, raw, match)
+		var found dirent
+		err := f.inlineDir(in, raw, func(d dirent) bool {
+			if !bytes.Equal(d.name, name) {
+				return true
+			}
+			found = d
+			return false
+		})
 		return orNotExist(found, err)
 	}
 	// In a folded directory the hash is of the folded name.
 	if in.flags&flagIndex != 0 && in.flags&flagCasefold == 0 && f.sb.compat&compatDirIndex != 0 {
-		err := f.dxLookup(in, name, match)
+		found, err := f.dxLookup(in, name)
 		if err == nil && (found.ino != 0 || f.sb.flags&(flagSigned|flagUnsigned) != 0) {
 			return orNotExist(found, nil)
 		}
@@ -259,30 +360,42 @@ func (f *FS) lookup(in *inode, raw []byte, elem string) (dirent, error) {
 		if err != nil {
 			f.problem("directory inode %d is read without its index: %v", in.ino, err)
 		}
+	} else if in.size>>f.sb.blockBits > 2 {
+		found, known, again := f.names.find(in.ino, name)
+		if !known && again {
+			f.indexNames(in)
+			found, known, _ = f.names.find(in.ino, name)
+		}
+		if known {
+			return orNotExist(found, nil)
+		}
 	}
 	var first error
-	for lblk := int64(0); lblk < in.size>>f.sb.blockBits && found.ino == 0; {
+	for lblk := int64(0); lblk < in.size>>f.sb.blockBits; {
 		r, err := f.mapRun(in, lblk)
 		if err != nil {
 			return dirent{}, err
 		}
-		if r.kind != formats.Data {
-			lblk += r.n
-			continue
+		r.n = min(r.n, in.size>>f.sb.blockBits-lblk)
+		lblk += r.n
+		for i := range r.n {
+			if r.kind != formats.Data {
+				break
+			}
+			var found dirent
+			b, off, err := f.dirBlockAt(in, r.lblk+i, r.pblk+uint64(i))
+			if err == nil {
+				found, err = f.searchBlock(in, b, off, name)
+			}
+			if err != nil && first == nil {
+				first = err
+			}
+			if found.ino != 0 {
+				return found, nil
+			}
 		}
-		b, off, err := f.dirBlock(in, lblk)
-		if err == nil {
-			err = f.parseDirents(in, b, off, match)
-		}
-		if err != nil && first == nil {
-			first = err
-		}
-		lblk++
 	}
-	if found.ino != 0 {
-		return found, nil
-	}
-	return orNotExist(found, first)
+	return orNotExist(dirent{}, first)
 }
 
 func orNotExist(d dirent, err error) (dirent, error) {

@@ -38,6 +38,7 @@ type FS struct {
 	blocks *cache // metadata blocks by number
 	inodes *cache // windows of inode tables by offset
 	dirs   dirCache
+	names  nameIndex
 
 	overlay []journaled // blocks whose newest contents are in the journal
 	fast    *fastCommits

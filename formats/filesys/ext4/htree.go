@@ -16,30 +16,30 @@ const (
 	hashSip     = 6
 )
 
-// dxLookup passes to match the entries of those leaves of a directory's index
-// that may hold name. An error means that the index or a leaf is damaged.
-func (f *FS) dxLookup(in *inode, name []byte, match func(dirent) bool) error {
+// dxLookup finds name through the index of a directory; the entry has no inode
+// when it is not there. An error means that the index or a leaf is damaged.
+func (f *FS) dxLookup(in *inode, name []byte) (found dirent, err error) {
 	b, off, err := f.dirBlock(in, 0)
 	if err != nil {
-		return err
+		return found, err
 	}
 	at, count, _, err := f.dxHeader(in, b, off, true)
 	if err != nil {
-		return err
+		return found, err
 	}
 	version, levels := b[28], int(b[30])
 	if version < hashSigned && f.sb.flags&flagUnsigned != 0 {
 		version += hashSigned
 	}
 	if version >= hashSip {
-		return formats.Unsupported(Name, off+28, "hash_version", "%d in directory inode %d", version, in.ino)
+		return found, formats.Unsupported(Name, off+28, "hash_version", "%d in directory inode %d", version, in.ino)
 	}
 	most := maxHtreeLevels - 1
 	if f.sb.incompat&incompatLargeDir == 0 {
 		most--
 	}
 	if levels > most {
-		return formats.Corrupt(Name, off+30, "indirect_levels", "%d in directory inode %d", levels, in.ino)
+		return found, formats.Corrupt(Name, off+30, "indirect_levels", "%d in directory inode %d", levels, in.ino)
 	}
 	hash := dirHash(version, &f.sb.hashSeed, name)
 
@@ -81,25 +81,20 @@ func (f *FS) dxLookup(in *inode, name []byte, match func(dirent) bool) error {
 			break
 		}
 		if err := descend(level + 1); err != nil {
-			return err
+			return found, err
 		}
 	}
 	// A leaf appears once: more steps than blocks is a loop.
 	for steps := in.size >> f.sb.blockBits; ; steps-- {
 		if steps < 0 {
-			return formats.Corrupt(Name, in.off, "dx_entry", "the index of directory inode %d is a loop", in.ino)
+			return found, formats.Corrupt(Name, in.off, "dx_entry", "the index of directory inode %d is a loop", in.ino)
 		}
 		b, off, err := f.dirBlock(in, blockAt(frames[levels]))
 		if err != nil {
-			return err
+			return found, err
 		}
-		found := false
-		err = f.parseDirents(in, b, off, func(d dirent) bool {
-			found = !match(d)
-			return !found
-		})
-		if err != nil || found {
-			return err
+		if found, err = f.searchBlock(in, b, off, name); err != nil || found.ino != 0 {
+			return found, err
 		}
 		// Names of one hash may go on in the next leaf, whose hash then has
 		// the low bit set.
@@ -108,15 +103,15 @@ func (f *FS) dxLookup(in *inode, name []byte, match func(dirent) bool) error {
 			level--
 		}
 		if level < 0 {
-			return nil
+			return found, nil
 		}
 		frames[level].i++
 		if h := hashAt(frames[level], frames[level].i); h != hash|1 {
-			return nil
+			return found, nil
 		}
 		for ; level < levels; level++ {
 			if err := descend(level + 1); err != nil {
-				return err
+				return found, err
 			}
 		}
 	}
