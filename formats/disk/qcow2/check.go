@@ -14,6 +14,12 @@ const (
 	checkWindow = 16 << 20
 	// maxCheckWindows bounds the time of a check: 64 TiB at 64 KiB clusters.
 	maxCheckWindows = 64
+	// What one pass may read of tables: tables that are used over and over,
+	// by each of thousands of snapshots, are 256 MiB at least before they
+	// are too much, and 4 times the file's size where that is more. In real
+	// files tables are a ten-thousandth of the data.
+	checkBudget      = 256 << 20
+	checkBudgetTimes = 4
 )
 
 // Check checks the metadata of the image of size bytes in r, of that file
@@ -51,6 +57,7 @@ func (l *layout) Check() (*formats.CheckReport, error) {
 	}
 	for c.base = 0; c.base < total; c.base += checkWindow {
 		clear(c.counts)
+		c.budget = checkBudget + checkBudgetTimes*min(c.f.Size, 1<<60)
 		if err := c.count(); err != nil {
 			return nil, err
 		}
@@ -70,6 +77,7 @@ type checker struct {
 	base   int64    // first cluster of the window
 	counts []uint16 // references; 65535 stands for all above too
 	first  bool     // first pass: findings other than of counts are told
+	budget int64    // bytes of tables this pass may still read
 
 	l2       []byte // buffer of one L2 table
 	refBlock []byte // refcount block of refBase
@@ -142,8 +150,20 @@ func (c *checker) count() error {
 	return c.countRefBlocks()
 }
 
-// eachEntry calls do with the n entries of 8 bytes at off.
+// spend takes n bytes from the budget of the pass.
+func (c *checker) spend(off, n int64, field string) error {
+	if c.budget -= n; c.budget < 0 {
+		return limit(off, field, "the tables of the image take more than %d bytes to read", checkBudget+checkBudgetTimes*c.f.Size)
+	}
+	return nil
+}
+
+// eachEntry calls do with the entries that are not 0 of the n of 8 bytes at
+// off.
 func (c *checker) eachEntry(off, n int64, field string, do func(i int64, pos int64, e uint64) error) error {
+	if err := c.spend(off, 8*n, field); err != nil {
+		return err
+	}
 	var buf [4096]byte
 	for i := int64(0); i < n; {
 		b := buf[:min(int64(len(buf)), 8*(n-i))]
@@ -199,6 +219,9 @@ func (c *checker) loadL2(off int64) (bool, error) {
 	}
 	if off > c.f.Size-c.clusterSize {
 		return false, nil
+	}
+	if err := c.spend(off, c.clusterSize, "L2 table"); err != nil {
+		return false, err
 	}
 	return true, c.f.ReadFull(c.l2, off, "L2 table")
 }
@@ -417,6 +440,7 @@ func (c *checker) compare(n int64) error {
 // the refcounts of the file.
 func (c *checker) checkCopied() error {
 	c.first = true
+	c.budget = checkBudget + checkBudgetTimes*min(c.f.Size, 1<<60)
 	external := c.incompatible&incompatDataFile != 0
 	wrong := func(at int64, e uint64) (uint64, bool, error) {
 		n, ok, err := c.refcount(at >> c.clusterBits)

@@ -307,6 +307,33 @@ func TestHostileZstd(t *testing.T) {
 	}
 }
 
+// Ten thousand snapshots of one large L1 table whose entries are all the same
+// L2 table would take days to check.
+func TestHostileWork(t *testing.T) {
+	b := smallImage(t, nil)
+	l1 := uint64(len(b))
+	const entries, count = 100_000, 10_000
+	l2 := be.Uint64(b[be.Uint64(b[hdrL1Off:]):])
+	for range entries {
+		b = be.AppendUint64(b, l2)
+	}
+	b = append(b, make([]byte, -len(b)&4095)...)
+	be.PutUint32(b[hdrNbSnapshots:], count)
+	be.PutUint64(b[hdrSnapshotsOff:], uint64(len(b)))
+	for range count {
+		e := make([]byte, 64)
+		be.PutUint64(e, l1)
+		be.PutUint32(e[8:], entries)
+		be.PutUint16(e[12:], 1)
+		be.PutUint32(e[36:], 16)
+		e[56] = '1'
+		b = append(b, e...)
+	}
+	if err := hostile(t, b); !errors.Is(err, formats.ErrLimit) {
+		t.Errorf("got %v, want ErrLimit", err)
+	}
+}
+
 func TestHostileSnapshot(t *testing.T) {
 	base := smallImage(t, nil)
 	for name, c := range map[string]struct {
