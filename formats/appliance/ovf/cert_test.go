@@ -200,6 +200,7 @@ func TestParseCert(t *testing.T) {
 		{"block not ended", strings.Replace(text, "-----END", "-----ENE", 1), formats.ErrCorrupt, 0, false},
 		{"block not begun", strings.Replace(text, "-----BEGIN", "-----BEGIM", 1), formats.ErrCorrupt, 0, false},
 		{"dashes", strings.Replace(text, "-----BEGIN", "----=BEGIN", 1), formats.ErrCorrupt, 0, false},
+		{"other line width", wrap(text, 76), formats.ErrCorrupt, 0, false},
 		{"not base64", strings.Replace(text, "MII", "M*I", 1), formats.ErrCorrupt, 0, false},
 		{"not a certificate", line + "\n" + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", formats.ErrCorrupt, 0, false},
 		{"many", line + "\n" + strings.Repeat(block, maxCerts+1), formats.ErrLimit, 0, false},
@@ -215,6 +216,19 @@ func TestParseCert(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, cert)
 		}
 	}
+}
+
+// wrap breaks the base64 of a .cert at another width.
+func wrap(text string, width int) string {
+	line, rest, _ := strings.Cut(text, "\n")
+	begin, rest, _ := strings.Cut(rest, "\n")
+	body, end, _ := strings.Cut(rest, "-----END")
+	body = strings.ReplaceAll(body, "\n", "")
+	out := line + "\n" + begin + "\n"
+	for len(body) > width {
+		out, body = out+body[:width]+"\n", body[width:]
+	}
+	return out + body + "\n-----END" + end
 }
 
 // TestOpenSSL signs with openssl and verifies here, and the other way round.
@@ -380,7 +394,7 @@ func TestMix(t *testing.T) {
 	}
 }
 
-// TestSignedFolder has the signature over digests that prove nothing.
+// TestSignedSHA1 has the signature over digests that prove nothing.
 func TestSignedSHA1(t *testing.T) {
 	k := keys()
 	root := issue(t, "root", k.ec, nil, nil)

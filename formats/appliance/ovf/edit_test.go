@@ -173,6 +173,30 @@ func TestEdit(t *testing.T) {
 	}
 }
 
+// TestEditPrefixes edits where prefixes are not what they mostly are.
+func TestEditPrefixes(t *testing.T) {
+	for _, c := range []struct{ name, refs, want string }{
+		{"shadowed", `<References xmlns:ovf="urn:other" xmlns:o="` + nsEnvelope1 + `"><File o:id="f" o:href="h" ovf:size="9"/></References>`,
+			`<File o:id="f" o:href="h" ovf:size="9" o:size="5"/><File o:href="h2" o:id="g"/>`},
+		{"none in scope", `<References xmlns:ovf="urn:other"><File id="f" href="h"/></References>`,
+			`<File id="f" href="h" size="5"/><File xmlns:ovf1="` + nsEnvelope1 + `" ovf1:href="h2" ovf1:id="g"/>`},
+	} {
+		text := `<Envelope xmlns="` + nsEnvelope1 + `" xmlns:ovf="` + nsEnvelope1 + `">` + c.refs + `<VirtualSystem ovf:id="s"><Info/></VirtualSystem></Envelope>`
+		ed := NewEditor(mustParse(t, []byte(text)))
+		if err := ed.SetFile(File{ID: "f", Href: "h", Size: 5}); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if err := ed.AddFile(File{ID: "g", Href: "h2", Size: -1}); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if got, err := ed.Bytes(); err != nil || !strings.Contains(string(got), c.want) {
+			t.Errorf("%s: %v\n%s", c.name, err, got)
+		}
+	}
+}
+
 func TestEditRefuses(t *testing.T) {
 	text := load(t, "vmware.ovf")
 	for name, edit := range map[string]func(ed *Editor) error{

@@ -288,6 +288,7 @@ func TestValidate(t *testing.T) {
 		{"info missing in a vendor's", minimal("", `<v:XSection ovf:required="false"/>`, ""), nil, Fault, "info-first"},
 		{"rasd order", minimal("", "", hw(`<Item><rasd:ResourceType>1</rasd:ResourceType><rasd:InstanceID>1</rasd:InstanceID></Item>`)), nil, Warning, "rasd-order"},
 		{"capacity", minimal(f, disk(d), ""), &ValidateOptions{VirtualSize: func(*Disk) (int64, bool) { return 99, true }}, Fault, "capacity"},
+		{"capacity below", minimal(f, disk(d), ""), &ValidateOptions{VirtualSize: func(*Disk) (int64, bool) { return 101, true }}, Fault, "capacity"},
 		{"capacity in units", minimal(f, disk(strings.Replace(d, `"100"`, `"1" ovf:capacityAllocationUnits="byte * 2^20"`, 1)), ""),
 			&ValidateOptions{VirtualSize: func(*Disk) (int64, bool) { return 1<<20 - 512, true }}, 0, ""},
 		{"size", minimal(f, "", ""), &ValidateOptions{FileSize: func(*File) (int64, int64, bool) { return 11, -1, true }}, Fault, "size"},

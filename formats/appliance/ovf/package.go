@@ -53,7 +53,6 @@ type Package struct {
 	claims   int
 	files    fs.FS
 	archive  *tarindex.Archive // nil for a folder
-	reader   io.ReaderAt       // of the OVA
 	mf, cert []byte
 	manifest *Manifest
 	mfErr    error
@@ -148,7 +147,7 @@ func OpenOVA(r io.ReaderAt, size int64, opts *Options) (*Package, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Package{archive: a, files: a, reader: r, byName: map[string]int{}}
+	p := &Package{archive: a, files: a, byName: map[string]int{}}
 	for i, m := range a.Members() {
 		if !strings.EqualFold(path.Ext(m.Name), ".ovf") {
 			continue
@@ -191,7 +190,6 @@ func OpenOVA(r io.ReaderAt, size int64, opts *Options) (*Package, error) {
 		return nil, err
 	}
 	p.order()
-	p.headers(r)
 	if err := p.readSeals(); err != nil {
 		return nil, err
 	}
@@ -351,29 +349,6 @@ func (p *Package) order() {
 	}
 	if end := len(p.members) - 1; hasMF && mf != 1 && mf != end && !(hasCert && cert == end && mf == end-1) {
 		p.findings.add(Warning, "order", -1, "the manifest is neither next to the descriptor nor last")
-	}
-}
-
-// headers looks at the one byte of a tar header that its checksum does not
-// guard and that tar readers take in two spellings: the terminator of the
-// checksum. GNU tar and others write "dddddd\0 ", some seven digits and a
-// space.
-func (p *Package) headers(r io.ReaderAt) {
-	const offChksum, headerSize = 148, 512
-	for _, m := range p.archive.Members() {
-		for at := m.Header; at < m.Off; at = m.Off - headerSize {
-			var b [8]byte
-			if n, err := r.ReadAt(b[:], at+offChksum); n == len(b) {
-				if b[7] != ' ' {
-					p.findings.add(Fault, "tar", -1, "%q: checksum spelled %q", clip(m.Name), b[:])
-				}
-			} else if err != nil {
-				p.findings.add(Fault, "tar", -1, "%q: %v", clip(m.Name), err)
-			}
-			if at == m.Off-headerSize {
-				break
-			}
-		}
 	}
 }
 

@@ -389,6 +389,43 @@ func TestWriterLate(t *testing.T) {
 	testimg.Run(t, "xmllint", "--noout", testimg.WriteFile(t, "padded.ovf", text))
 }
 
+// TestWriterGaps leaves bytes out, into a destination that cannot be read.
+func TestWriterGaps(t *testing.T) {
+	var out formatstest.Buffer
+	w, err := NewWriterAt(&out, "small.ovf", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.WriteDescriptor(smallText(t, 10_001, 2)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := w.Create("small-1.vmdk", 10_001)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{5, 10_000} {
+		if _, err := f.WriteAt([]byte{1}, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.WriteFile("sbom.json", strings.NewReader("{}"), 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := openOVA(t, out.Bytes()).Verify(nil); err != nil || r.Verdict != Intact {
+		t.Errorf("%+v, %v", r, err)
+	}
+	w, _ = NewWriterAt(&formatstest.Buffer{}, "small.ovf", nil)
+	w.WriteDescriptor(smallText(t, 10_001, 2))
+	f, _ = w.Create("small-1.vmdk", -1)
+	f.WriteAt([]byte{1, 2}, 0)
+	if _, err := f.WriteAt([]byte{3}, 1); err == nil {
+		t.Error("went back where it cannot read")
+	}
+}
+
 func TestWriterRefuses(t *testing.T) {
 	text := smallText(t, 3, 2)
 	for name, run := range map[string]func(w *Writer) error{
@@ -567,6 +604,14 @@ func TestOrder(t *testing.T) {
 		if err != nil || r.Verdict != want {
 			t.Errorf("%s: %v %q, %v, want %s", c.name, r.Verdict, r.Reasons, err, want)
 		}
+	}
+	m.Entries = append(m.Entries, ManifestEntry{"SHA256", "gone", strings.Repeat("0", 64)})
+	if mfb, err = m.Marshal(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := openOVA(t, rawTar(t, o, d, s, tarFile{"small.mf", mfb})).Verify(nil)
+	if err != nil || r.Verdict != Damaged || r.Members[len(r.Members)-1].State != MemberMissing {
+		t.Errorf("listed and not there: %+v, %v", r, err)
 	}
 	if r, err := openOVA(t, rawTar(t, o, d, s)).Verify(nil); err != nil || r.Verdict != Unverifiable {
 		t.Errorf("no manifest: %+v, %v", r, err)

@@ -342,4 +342,4 @@ func (v *verification) verdict() {
 
 // contradiction are the rules whose breach means that the package is not what
 // it says, where the others only offend the schema.
-var contradiction = map[string]bool{"missing": true, "size": true, "chunks": true, "tar": true, "certificate": true}
+var contradiction = map[string]bool{"missing": true, "size": true, "chunks": true, "certificate": true}
