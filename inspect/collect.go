@@ -59,6 +59,7 @@ type collection struct {
 	guest *guest
 	rep   *Report
 	it    *Items
+	kept  int64 // bytes of package records
 }
 
 // collect runs the collectors. The error is that of ctx.

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -382,6 +384,75 @@ func TestLines(t *testing.T) {
 	}
 	if err := lines(io.MultiReader(strings.NewReader("12345")), 5, func([]byte, bool) error { return nil }); err != nil {
 		t.Errorf("at the limit: %v", err)
+	}
+}
+
+// endless repeats a text, and counts what was read.
+type endless struct {
+	text string
+	n    int64
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		n += copy(p[n:], e.text[int((e.n+int64(n))%int64(len(e.text))):])
+	}
+	e.n += int64(n)
+	return n, nil
+}
+
+func (e *endless) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
+func (e *endless) Close() error               { return nil }
+
+type endlessFS struct {
+	fstest.MapFS
+	text string
+}
+
+func (e endlessFS) Open(name string) (fs.File, error) {
+	if name == "var/lib/dpkg/status" {
+		return &endless{text: e.text}, nil
+	}
+	return e.MapFS.Open(name)
+}
+
+// A database without end stops at a limit, and costs what the limit allows.
+func TestEndlessStatus(t *testing.T) {
+	for name, c := range map[string]struct {
+		text, problem string
+	}{
+		"one line":        {"Package: x", "more than 67108864 bytes"},
+		"small packages":  {"Package: x\nVersion: 1\n\n", "more than 60000 packages"},
+		"large packages":  {"Package: x\nVersion: " + strings.Repeat("1", 4000) + "\n\n", "bytes of package records"},
+		"bad paragraphs":  {"Version: 1\n\n", "200 bad paragraphs"},
+		"nothing at all":  {"\n", "more than 67108864 bytes"},
+		"one large field": {" x\n", "more than 67108864 bytes"},
+	} {
+		var m0, m1 runtime.MemStats
+		runtime.ReadMemStats(&m0)
+		rep, err := FS(context.Background(), endlessFS{debianTree(), c.text}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&m1)
+		if !hasProblem(rep, "/var/lib/dpkg/status", c.problem) || rep.Items.PackageManagers[0].State != "damaged" || rep.Items.OS == nil {
+			t.Errorf("%s: %d problems, %+v", name, len(rep.Problems), rep.Problems[max(0, len(rep.Problems)-2):])
+		}
+		if n := m1.TotalAlloc - m0.TotalAlloc; n > 120<<20 { // garbage included
+			t.Errorf("%s: %d MiB allocated", name, n>>20)
+		}
+	}
+}
+
+func TestManyProblems(t *testing.T) {
+	m := debianTree()
+	for i := range 1500 {
+		m[fmt.Sprintf("boot/vmlinuz-%04d", i)] = link(fmt.Sprintf("vmlinuz-%04d", i))
+	}
+	rep := inspectFS(t, m)
+	if n := len(rep.Problems); n != maxProblems+1 || rep.Problems[n-1] != (Problem{"report", "500 more problems"}) {
+		t.Errorf("%d problems, the last %+v", n, rep.Problems[n-1])
 	}
 }
 

@@ -79,8 +79,13 @@ func (r *Report) noSystem() {
 	r.problem("disk", errors.New("no operating system found"))
 }
 
-// finish makes lists that must not be null in JSON.
+// finish makes lists that must not be null in JSON, and says how many
+// problems are not listed.
 func (r *Report) finish() {
+	if r.dropped > 0 {
+		r.Problems = append(r.Problems, Problem{"report", fmt.Sprintf("%d more problems", r.dropped)})
+		r.dropped = 0
+	}
 	if r.Problems == nil {
 		r.Problems = []Problem{}
 	}

@@ -59,6 +59,8 @@ func TestTarOut(t *testing.T) {
 	testimg.Run(t, "mke2fs", "-q", "-F", "-t", "ext4", "-d", dir, img)
 	testimg.Run(t, "debugfs", "-w", "-R", `ea_set /d/file user.note value`, img)
 	testimg.Run(t, "debugfs", "-w", "-R", `ea_set /d security.selinux system_u:object_r:bin_t:s0`, img)
+	// mke2fs of this version stores whole seconds: 123456789 ns by hand.
+	testimg.Run(t, "debugfs", "-w", "-R", `set_inode_field /none mtime_extra 0x1d6f3454`, img)
 	b, err := os.ReadFile(img)
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +86,8 @@ func TestTarOut(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(out, "lost+found")); err != nil {
 		t.Fatal(err)
 	}
+	touch := []string{"-d", "2020-01-01 00:00:00 UTC", filepath.Join(dir, "none"), filepath.Join(out, "none")}
+	testimg.Run(t, "touch", touch...) // compared below
 	if got, want := listing(t, out), trimNanos(t, listing(t, dir), tree); got != want {
 		t.Errorf("the unpacked tree differs:\n%s", firstDiff(strings.Split(got, "\n"), strings.Split(want, "\n")))
 	}
@@ -112,6 +116,9 @@ func TestTarOut(t *testing.T) {
 		}
 		if err != nil {
 			t.Fatal(err)
+		}
+		if h.Name == "./none" && h.ModTime.Nanosecond() != 123456789 {
+			t.Errorf("time of ./none = %v", h.ModTime)
 		}
 		if h.Typeflag == tar.TypeLink {
 			links++

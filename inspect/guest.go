@@ -163,6 +163,8 @@ func (d *disk) mountAll(g *guest, root *volume) {
 		}
 		v, why := d.volumeOf(e.Spec)
 		switch {
+		case v == nil && e.option("nofail"):
+			continue // the guest does without it as well
 		case v == nil:
 			d.rep.problem("/etc/fstab", fmt.Errorf("%s for %s: %s", e.Spec, e.Dir, why))
 			continue
@@ -190,15 +192,19 @@ func (e *FstabEntry) mountsVolume() bool {
 	case "swap", "proc", "sysfs", "tmpfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "overlay", "nfs", "nfs4", "cifs", "fuse", "none", "9p", "virtiofs", "efivarfs", "securityfs", "debugfs":
 		return false
 	}
-	for o := range strings.SplitSeq(e.Options, ",") {
-		if o == "bind" || o == "rbind" || o == "noauto" {
-			return false
-		}
-	}
-	if isRemovable(e.Spec) {
+	if e.option("bind") || e.option("rbind") || e.option("noauto") || isRemovable(e.Spec) {
 		return false
 	}
 	return strings.Contains(e.Spec, "=") || strings.HasPrefix(e.Spec, "/dev/")
+}
+
+func (e *FstabEntry) option(name string) bool {
+	for o := range strings.SplitSeq(e.Options, ",") {
+		if o == name {
+			return true
+		}
+	}
+	return false
 }
 
 func isRemovable(spec string) bool {

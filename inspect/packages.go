@@ -16,8 +16,15 @@ const (
 	// maxStatus bounds a package database; Debian's is 1 MiB for 1000
 	// packages. It is read as a stream.
 	maxStatus = 64 << 20
-	// maxPackages bounds the packages of a guest: more than all of Debian.
-	maxPackages = 200_000
+	// maxPackages bounds the packages of a guest: as many as a Debian release
+	// has, installed all at once.
+	maxPackages = 60_000
+	// maxKept bounds the text of all packages together, 16 MiB: a system of
+	// 5000 packages has about 1 MiB.
+	maxKept = 16 << 20
+	// maxBad bounds the records that are skipped before a database is given
+	// up.
+	maxBad = 200
 )
 
 // A Package is an installed package, or what is left of one.
@@ -114,17 +121,35 @@ func (c *collection) dpkgFile(name string, pkgs *[]Package) error {
 		return err
 	}
 	defer f.Close()
+	bad := 0
 	return parseDpkgStatus(f, func(p Package, err error) error {
 		if err != nil {
 			c.rep.problem("/"+name, err)
+			if bad++; bad == maxBad {
+				return fmt.Errorf("%w: %d bad paragraphs", formats.ErrLimit, bad)
+			}
 			return nil
 		}
-		if len(c.it.Packages)+len(*pkgs) >= maxPackages {
-			return fmt.Errorf("%w: more than %d packages", formats.ErrLimit, maxPackages)
+		if err := c.keep(&p, len(*pkgs)); err != nil {
+			return err
 		}
 		*pkgs = append(*pkgs, p)
 		return nil
 	})
+}
+
+// keep counts what p takes; n packages are not in the items yet.
+func (c *collection) keep(p *Package, n int) error {
+	if len(c.it.Packages)+n >= maxPackages {
+		return fmt.Errorf("%w: more than %d packages", formats.ErrLimit, maxPackages)
+	}
+	for _, s := range []string{p.Name, p.Version, p.Architecture, p.Source, p.SourceVersion, p.Section, p.Maintainer, p.Want, p.State, p.Error} {
+		c.kept += int64(len(s))
+	}
+	if c.kept > maxKept {
+		return fmt.Errorf("%w: more than %d bytes of package records", formats.ErrLimit, maxKept)
+	}
+	return nil
 }
 
 // parseDpkgStatus reads a file of deb-control(5) paragraphs and calls emit
@@ -249,8 +274,8 @@ func collectApk(c *collection) error {
 		defer f.Close()
 		n := 0
 		err = parseApk(f, func(p Package) error {
-			if len(c.it.Packages) >= maxPackages {
-				return fmt.Errorf("%w: more than %d packages", formats.ErrLimit, maxPackages)
+			if err := c.keep(&p, 0); err != nil {
+				return err
 			}
 			n++
 			c.it.Packages = append(c.it.Packages, p)

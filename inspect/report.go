@@ -22,6 +22,7 @@ type Report struct {
 	// Problems are what could not be read or understood. A report with
 	// problems may be incomplete, and says where.
 	Problems []Problem `json:"problems"`
+	dropped  int       // problems beyond maxProblems
 }
 
 // A State sums up whether the image was understood.
@@ -106,9 +107,16 @@ type PackageManager struct {
 	Packages int    `json:"packages,omitempty"`
 }
 
-// problem adds a problem; where is shortened from err when it repeats it.
+// maxProblems bounds the problems of a report; the rest is counted.
+const maxProblems = 1000
+
+// problem adds a problem. What err says of a path is left out: where says it.
 func (r *Report) problem(where string, err error) {
-	r.Problems = append(r.Problems, Problem{where, reason(err)})
+	if len(r.Problems) >= maxProblems {
+		r.dropped++
+		return
+	}
+	r.Problems = append(r.Problems, Problem{value(where), value(reason(err))})
 }
 
 // reason is the text of err without the path that Where says already.
