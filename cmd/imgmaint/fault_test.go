@@ -77,7 +77,7 @@ func (s *scene) unchanged() error {
 	return nil
 }
 
-var faultTargets = []string{"raw", "vhd", "qcow2"}
+var faultTargets = []string{"raw", "vhd", "qcow2", "vmdk"}
 
 // Every system call that reads, writes or publishes fails once, in turn, and
 // the process is killed at each of them: no output appears, what was there

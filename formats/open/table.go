@@ -7,6 +7,7 @@ import (
 	"imgmaint/formats/disk/qcow2"
 	"imgmaint/formats/disk/raw"
 	"imgmaint/formats/disk/vhd"
+	"imgmaint/formats/disk/vmdk"
 )
 
 // A diskFormat is a row of the table of disk formats.
@@ -102,5 +103,25 @@ var diskFormats = []diskFormat{
 			return vhd.NewWriter(w, size, &vhd.WriterOptions{Subformat: o.Subformat, Azure: o.Azure, Time: o.Time})
 		},
 		options: createFields{subformats: []string{vhd.Dynamic, vhd.Fixed}, azure: true},
+	},
+	{
+		name:  "vmdk",
+		sniff: vmdk.Sniff,
+		open: func(r io.ReaderAt, size int64, o leafOptions) (formats.Image, error) {
+			if err := o.noSnapshots("vmdk"); err != nil {
+				return nil, err
+			}
+			return vmdk.Open(r, size, &vmdk.Options{Resolve: o.resolve})
+		},
+		describe: vmdk.Describe,
+		check:    vmdk.Check,
+		create: func(w io.WriterAt, size int64, o *CreateOptions) (formats.Writer, error) {
+			return vmdk.NewWriter(w, size, &vmdk.WriterOptions{Level: o.Level})
+		},
+		options: createFields{
+			subformats: []string{"streamOptimized"},
+			maxLevel:   map[string]int{"": 9},
+		},
+		streams: true,
 	},
 }
