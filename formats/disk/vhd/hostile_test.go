@@ -363,14 +363,24 @@ func TestBatmap(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	small := testimg.Disk(300<<10, 1)
-	for _, o := range []*WriterOptions{{BlockSize: 512 << 10}, {Subformat: Fixed}, {BlockSize: 512 << 10, Parent: &Parent{Name: "p", Absolute: `C:\p`, UniqueID: [16]byte{1}}}} {
-		b := build(f, small, o)
+	small := testimg.Disk(8192, 1)
+	f.Add(build(f, small, &WriterOptions{Subformat: Fixed}))
+	for _, p := range []*Parent{nil, {Name: "p", Absolute: `C:\p`, UniqueID: [16]byte{1}}} {
+		// Two blocks of 4 KiB, so that the seeds are small.
+		b := editFooters(build(f, make([]byte, 8192), &WriterOptions{Parent: p}), func(f *footer) { f.currentSize = 8192 })
+		foot := b[len(b)-footerSize:]
+		b = editHeader(b[:len(b)-footerSize], func(h *header) { h.blockSize, h.maxTableEntries = 4096, 2 })
+		for i := range 2 {
+			b = append(b, make([]byte, alignUp(int64(len(b)), 512)-int64(len(b)))...)
+			be.PutUint32(b[1536+4*i:], uint32(len(b)/512))
+			b = append(b, make([]byte, 512)...)
+			b[len(b)-512] = 0x3c
+			b = append(b, small[4096*i:4096*(i+1)]...)
+		}
+		b = append(b, foot...)
+		open(f, b, &Options{Resolve: func(formats.Reference) (formats.Image, error) { return plain(small), nil }})
 		f.Add(b)
-		f.Add(b[:4096])
 	}
-	empty := build(f, make([]byte, 512), nil)
-	f.Add(empty)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		img, err := Open(r, int64(len(b)), &Options{Resolve: func(formats.Reference) (formats.Image, error) { return plain(small), nil }})
