@@ -205,3 +205,46 @@ func TestDebianList(t *testing.T) {
 		t.Errorf("Cat of nothing: %v", err)
 	}
 }
+
+// The container does not matter: each format gives the same inventory.
+func TestDebianInventoryInEveryFormat(t *testing.T) {
+	sys := debian.Build(t)
+	var want []byte
+	for _, c := range []struct {
+		format string
+		args   []string
+	}{
+		{"raw", nil}, {"qcow2", []string{"-O", "qcow2"}}, {"vhd", []string{"-O", "vpc", "-o", "force_size=on"}},
+		{"vmdk", []string{"-O", "vmdk", "-o", "subformat=streamOptimized"}},
+	} {
+		if !slices.Contains(open.DiskFormats(), c.format) {
+			t.Errorf("no reader for %s", c.format)
+			continue
+		}
+		path := sys.Disk
+		if c.args != nil {
+			path = filepath.Join(t.TempDir(), "disk."+c.format)
+			testimg.Run(t, "qemu-img", append(append([]string{"convert", "-f", "raw"}, c.args...), sys.Disk, path)...)
+		}
+		img, err := open.Disk(path, nil)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		start := time.Now()
+		rep := inspectDisk(t, img)
+		t.Logf("%s: %v", c.format, time.Since(start))
+		got := asJSON(t, rep)
+		if err := img.Close(); err != nil {
+			t.Error(err)
+		}
+		if want == nil {
+			want = got
+		} else if !bytes.Equal(got, want) {
+			t.Errorf("the report of %s differs from that of raw", c.format)
+		}
+		if path != sys.Disk {
+			os.Remove(path)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ const (
 	// maxKept bounds the text of all packages together, 16 MiB: a system of
 	// 5000 packages has about 1 MiB.
 	maxKept = 16 << 20
+	// maxLines bounds the lines of a database; 1000 packages have 30,000.
+	maxLines = 4 << 20
 	// maxBad bounds the records that are skipped before a database is given
 	// up.
 	maxBad = 200
@@ -178,8 +181,10 @@ func parseDpkgStatus(r io.Reader, emit func(Package, error) error) error {
 		return err
 	}
 	err := lines(r, maxStatus, func(b []byte, cut bool) error {
-		line++
-		if len(strings.TrimSpace(string(b[:min(len(b), 16)]))) == 0 && len(strings.TrimSpace(string(b))) == 0 {
+		if line++; line > maxLines {
+			return fmt.Errorf("%w: more than %d lines", formats.ErrLimit, maxLines)
+		}
+		if len(bytes.TrimSpace(b)) == 0 {
 			return flush()
 		}
 		if fields == 0 {
