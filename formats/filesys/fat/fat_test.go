@@ -66,6 +66,7 @@ func tree(t testing.TB) (dir string, files map[string][]byte) {
 		"exactly13char":                   []byte("13"),
 		"exactly26characters-abcdefg":     []byte("26"),
 		"größe-日本語.txt":                   []byte("unicode"),
+		"a😀b":                             []byte("surrogates"),
 		strings.Repeat("n", 200) + ".txt": []byte("long"),
 		"a.b.c.d":                         []byte("dots"),
 		".hidden":                         []byte("hidden"),

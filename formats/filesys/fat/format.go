@@ -2,8 +2,10 @@
 // the Microsoft FAT32 File System Specification 1.03 (2000) and, where it is
 // silent, the Linux kernel define them. It only reads.
 //
-// The parser is our own: the one of go-diskfs takes failed reads for zeros
-// and refuses volumes with a single FAT.
+// The parser is our own: that of go-diskfs reads zeros where an image is
+// truncated, an empty root where a FAT16 volume has one table, and wrong
+// names where they have characters outside the basic plane. The tests hold
+// each of these cases.
 package fat
 
 import (

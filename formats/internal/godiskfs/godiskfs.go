@@ -5,10 +5,11 @@
 // already read and bounded, and gets plain values back; a panic is ErrCorrupt.
 //
 // What is used is what was found right: decoding of GPT entries and of the
-// four primary MBR entries. Its file systems are not used. The FAT reader
-// drops read errors (a truncated image reads as zeros), refuses volumes with
-// one FAT or with copies that differ, and allocates four bytes for every
-// cluster number a header can name; the ext4 reader returns wrong data.
+// four primary MBR entries. Its file systems are not used. Its FAT reader
+// gives zeros for what a truncated image lacks, shows a FAT16 volume with one
+// table as empty and refuses a FAT32 one, drops the upper half of characters
+// outside the basic plane, and allocates for every cluster number a header
+// can name; its ext4 reader returns wrong data.
 package godiskfs
 
 import (
