@@ -164,8 +164,8 @@ type decoder struct {
 }
 
 func (d *decoder) Read(p []byte) (int, error) {
-	if room := d.limit - d.pos + 1; int64(len(p)) > room {
-		p = p[:max(room, 0)]
+	if left := d.limit - d.pos; int64(len(p)) > left { // one more shows that there is more
+		p = p[:min(int64(len(p)), left+1)]
 	}
 	n, err := d.r.Read(p)
 	d.pos += int64(n)

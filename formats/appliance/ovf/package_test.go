@@ -298,6 +298,11 @@ func TestRoundTrip(t *testing.T) {
 	if err := ed.SetFile(f); err != nil {
 		t.Fatal(err)
 	}
+	f = *p.Envelope().File("split")
+	f.Href = "other%20name.raw"
+	if err := ed.SetFile(f); err != nil {
+		t.Fatal(err)
+	}
 	edited, err := ed.Bytes()
 	if err != nil {
 		t.Fatal(err)
@@ -319,6 +324,9 @@ func TestRoundTrip(t *testing.T) {
 	p = openOVA(t, out.Bytes())
 	if r, err := p.Verify(nil); err != nil || r.Verdict != Intact || p.Name() != "y.ovf" {
 		t.Errorf("edited: %+v, %v", r, err)
+	}
+	if got := p.Members("split"); len(got) != 3 || got[2] != "other name.raw.000000002" {
+		t.Errorf("renamed: %q", got)
 	}
 	if got, _ := fs.ReadFile(p, "packed.raw.gz"); string(got) != "new" {
 		t.Errorf("edited: %q", got)
@@ -667,7 +675,7 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.class)
 		}
 		runtime.ReadMemStats(&after)
-		if d, n := time.Since(start), after.TotalAlloc-before.TotalAlloc; d > time.Second || n > 64<<20 {
+		if d, n := time.Since(start), after.TotalAlloc-before.TotalAlloc; d > 3*time.Second || n > 64<<20 {
 			t.Errorf("%s: took %v and %d MiB", c.name, d, n>>20)
 		}
 	}
@@ -759,50 +767,6 @@ func TestChunks(t *testing.T) {
 		}
 		if _, err := p.Decode("packed", 100); !errors.Is(err, formats.ErrCorrupt) {
 			t.Errorf("%s: not gzip: %v", name, err)
-		}
-	}
-}
-
-func TestManifest(t *testing.T) {
-	h := strings.Repeat("ab", 32)
-	for _, c := range []struct {
-		name, text string
-		class      error
-		notes      int
-	}{
-		{"standard", "SHA256(a.ovf)= " + h + "\nSHA256(b (1).vmdk)= " + h + "\n", nil, 0},
-		{"no space", "SHA256(a)=" + h + "\n", nil, 0},
-		{"upper case", "SHA256(a)= " + strings.ToUpper(h) + "\n", nil, 0},
-		{"windows", "SHA256(a)= " + h + "\r\nSHA256(b)= " + h + "\r\n", nil, 0},
-		{"no last line end", "SHA256(a)= " + h, nil, 0},
-		{"openssl", "SHA256 (a) = " + h + "\n", nil, 1},
-		{"lower case name", "sha256(a)= " + h + "\n", nil, 1},
-		{"sha1", "SHA1(a)= " + h[:40] + "\n", nil, 0},
-		{"sha512", "SHA512(a)= " + h + h + "\n", nil, 0},
-		{"two algorithms", "SHA1(a)= " + h[:40] + "\nSHA256(b)= " + h + "\n", nil, 1},
-		{"empty", "", formats.ErrCorrupt, 0},
-		{"md5", "MD5(a)= " + h[:32] + "\n", errors.ErrUnsupported, 0},
-		{"mixed case", "SHA256(a)= A" + h[1:] + "\n", formats.ErrCorrupt, 0},
-		{"mixed case of lines", "SHA256(a)= " + h + "\nSHA256(b)= " + strings.ToUpper(h) + "\n", formats.ErrCorrupt, 0},
-		{"mixed case name", "Sha256(a)= " + h + "\n", formats.ErrCorrupt, 0},
-		{"short", "SHA256(a)= " + h[2:] + "\n", formats.ErrCorrupt, 0},
-		{"odd", "SHA256(a)= " + h[1:] + "\n", formats.ErrCorrupt, 0},
-		{"twice", "SHA256(a)= " + h + "\nSHA256(a)= " + h + "\n", formats.ErrCorrupt, 0},
-		{"space at the end", "SHA256(a)= " + h + " \n", formats.ErrCorrupt, 0},
-		{"tab", "SHA256(a)=\t" + h + "\n", formats.ErrCorrupt, 0},
-		{"mixed line ends", "SHA256(a)= " + h + "\r\nSHA256(b)= " + h + "\n", formats.ErrCorrupt, 0},
-		{"no name", "SHA256()= " + h + "\n", formats.ErrCorrupt, 0},
-		{"gnu", h + "  a\n", formats.ErrCorrupt, 0},
-	} {
-		m, err := ParseManifest([]byte(c.text))
-		if (err == nil) != (c.class == nil) || err != nil && !errors.Is(err, c.class) {
-			t.Errorf("%s: %v, want %v", c.name, err, c.class)
-		} else if err == nil && len(m.Notes) != c.notes {
-			t.Errorf("%s: notes %q", c.name, m.Notes)
-		} else if c.name == "standard" {
-			if b, err := m.Marshal(); err != nil || string(b) != c.text || m.Entry("b (1).vmdk") == nil {
-				t.Errorf("Marshal = %q, %v", b, err)
-			}
 		}
 	}
 }

@@ -564,17 +564,25 @@ func memberName(f *File) string {
 	return literal
 }
 
-// copyFile copies the members of a file; chunks stay as they are.
+// copyFile copies the members of a file; chunks stay as they are. Their names
+// change only when the href has.
 func (p *Package) copyFile(w *Writer, f *File) error {
 	names := p.Members(f.ID)
 	if len(names) == 0 {
 		return formats.Corrupt(Name, f.off, "File@href", "%q is not in the package", clip(f.Href))
 	}
-	for _, name := range names {
+	renamed := p.env.File(f.ID).Href != f.Href
+	for k, name := range names {
 		m := p.members[p.byName[name]]
 		r, err := p.Open(name)
 		if err != nil {
 			return formats.At(Name, -1, clip(name), err)
+		}
+		switch {
+		case renamed && f.ChunkSize > 0:
+			name = ChunkName(memberName(f), k)
+		case renamed:
+			name = memberName(f)
 		}
 		err = w.WriteFile(name, r, m.size, 0)
 		r.Close()
