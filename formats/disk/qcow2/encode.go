@@ -13,8 +13,9 @@ import (
 const (
 	// zlibWindow is the window of QEMU's decoder (windowBits -12).
 	zlibWindow = 4096
-	// defaultZlibLevel takes less time and space than QEMU's level 6 of zlib.
-	defaultZlibLevel = 5
+	// defaultZlibLevel takes as much space as level 6 of zlib, which QEMU
+	// uses, in half the time; measured on a root file system.
+	defaultZlibLevel = 4
 	// defaultZstdLevel is that of zstd itself.
 	defaultZstdLevel = 3
 	maxZstdLevel     = 22

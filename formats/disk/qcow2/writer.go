@@ -42,7 +42,7 @@ type WriterOptions struct {
 	// Zlib. Zstd needs version 3.
 	Compression string
 	// Level is 1 (fast) to 9 (small) for Zlib and 1 to 22 for Zstd; 0 is a
-	// default that takes no more space than QEMU's.
+	// default that takes about as much space as QEMU's.
 	Level int
 }
 

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -133,6 +134,39 @@ func TestWriterQemu(t *testing.T) {
 			}
 			checkSame(t, path)
 		})
+	}
+}
+
+// Compressed images are at most 2 % larger than QEMU's.
+func TestWriterCompressedSize(t *testing.T) {
+	testimg.Tool(t, "qemu-img")
+	// A program and source text: what is at hand of what a disk holds.
+	names, _ := filepath.Glob("*.go")
+	var disk []byte
+	for _, name := range append(names, testimg.Tool(t, "qemu-img")) {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk = append(disk, b...)
+	}
+	disk = append(disk, make([]byte, -len(disk)&511)...)
+	raw := testimg.WriteFile(t, "raw", disk)
+	for _, o := range []WriterOptions{{Compression: Zlib}, {Compression: Zlib, ClusterSize: 4096}, {Compression: Zstd}} {
+		dir := t.TempDir()
+		theirs, ours := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
+		testimg.Run(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o",
+			fmt.Sprintf("compression_type=%s,cluster_size=%d", o.Compression, cmp.Or(o.ClusterSize, DefaultClusterSize)), raw, theirs)
+		writeFile(t, ours, disk, &o)
+		a, err1 := os.Stat(ours)
+		b, err2 := os.Stat(theirs)
+		if err1 != nil || err2 != nil {
+			t.Fatal(err1, err2)
+		}
+		t.Logf("%v: %d bytes, QEMU %d", o, a.Size(), b.Size())
+		if a.Size()*100 > b.Size()*102 {
+			t.Errorf("%v: %d bytes, QEMU takes %d", o, a.Size(), b.Size())
+		}
 	}
 }
 

@@ -33,6 +33,7 @@ type effort struct {
 	depth int // candidates looked at for one match
 	nice  int // length from which a match is taken as it is
 	lazy  int // positions ahead that may have a better one: 0, 1 or 2
+	good  int // length from which they are not looked at
 }
 
 // The levels, from fast to small.
@@ -40,12 +41,12 @@ var efforts = [...]effort{
 	1: {depth: 2, nice: 16},
 	2: {depth: 4, nice: 32},
 	3: {depth: 10, nice: 48},
-	4: {depth: 6, nice: 48, lazy: 1},
-	5: {depth: 12, nice: 64, lazy: 1},
-	6: {depth: 28, nice: 128, lazy: 1},
-	7: {depth: 64, nice: 192, lazy: 1},
-	8: {depth: 160, nice: maxMatch, lazy: 2},
-	9: {depth: 1024, nice: maxMatch, lazy: 2},
+	4: {depth: 6, nice: 48, lazy: 1, good: 16},
+	5: {depth: 12, nice: 64, lazy: 1, good: 24},
+	6: {depth: 28, nice: 128, lazy: 1, good: 48},
+	7: {depth: 64, nice: 192, lazy: 1, good: 96},
+	8: {depth: 160, nice: maxMatch, lazy: 2, good: maxMatch},
+	9: {depth: 1024, nice: maxMatch, lazy: 2, good: maxMatch},
 }
 
 // MaxLevel is the highest level.
@@ -131,18 +132,15 @@ func (e *Encoder) find(src []byte, i, best, depth int) (length, dist int) {
 	}
 	d := uint32(uint16(cur) - cand) // of the candidate
 	last := uint32(0)               // of the candidate before it
-	if best < minMatch {
-		if d := uint32(uint16(cur) - short); d-1 < furthest {
-			if (binary.LittleEndian.Uint32(src[cur-d:])^v)<<8 == 0 {
-				length, dist, best = minMatch, int(d), minMatch
-			}
-		}
-	}
 	if best <= minMatch {
 		// Candidates need no test of the bytes up to best.
 		for {
 			if d <= last || d > furthest || depth <= 0 {
-				return length, dist
+				if d := uint32(uint16(cur) - short); best < minMatch && d-1 < furthest &&
+					(binary.LittleEndian.Uint32(src[cur-d:])^v)<<8 == 0 {
+					return minMatch, int(d)
+				}
+				return 0, 0
 			}
 			depth--
 			at := cur - d
@@ -245,7 +243,7 @@ func (e *Encoder) parse(src []byte) {
 		}
 		next := i + 1 // first position that is not entered
 	better:
-		for n < e.nice {
+		for n < e.good {
 			for ahead := 1; ahead <= e.lazy; ahead++ {
 				at := i + ahead
 				if at < next {
@@ -358,8 +356,11 @@ func (s *splitter) changed(size int) bool {
 	return false
 }
 
-// In percent of two distributions that have nothing in common being 200.
-var (
+// How different the last tokens must be, in percent of two distributions that
+// have nothing in common being 200: splitAt at the start of a block, a percent
+// less for each splitEase bytes of it, and splitLow at least. Found by trial
+// on a root file system.
+const (
 	splitAt   = 45
 	splitLow  = 20
 	splitEase = 2048
