@@ -7,8 +7,8 @@
 // What is used is what was found right: decoding of GPT entries and of the
 // four primary MBR entries. Its file systems are not used. Its FAT reader
 // gives zeros for what a truncated image lacks, shows a FAT16 volume with one
-// table as empty and refuses a FAT32 one, drops the upper half of characters
-// outside the basic plane, and allocates for every cluster number a header
+// table as empty and refuses a FAT32 one, loses the characters of names that
+// take two UTF-16 units, and allocates for every cluster number a header
 // can name; its ext4 reader returns wrong data.
 package godiskfs
 
