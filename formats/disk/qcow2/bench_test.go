@@ -12,9 +12,6 @@ import (
 
 const benchSize = 32 << 20
 
-// benchDisk is data that is not as regular as testimg.Disk: words of a small
-// vocabulary, tables of numbers and noise, in the shares of a root file
-// system.
 func benchDisk() []byte { return testimg.Disk(benchSize, 77) }
 
 func BenchmarkRead(b *testing.B) {

@@ -15,10 +15,10 @@ const (
 	// maxCheckWindows bounds the time of a check: 64 TiB at 64 KiB clusters.
 	maxCheckWindows = 64
 	// What one pass may read of tables: tables that are used over and over,
-	// by each of thousands of snapshots, are 256 MiB at least before they
+	// by each of thousands of snapshots, are 64 MiB at least before they
 	// are too much, and 4 times the file's size where that is more. In real
 	// files tables are a ten-thousandth of the data.
-	checkBudget      = 256 << 20
+	checkBudget      = 64 << 20
 	checkBudgetTimes = 4
 )
 
