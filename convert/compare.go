@@ -27,7 +27,7 @@ func Compare(ctx context.Context, a, b formats.Image, o *Options) (*Difference, 
 	size := max(a.Size(), b.Size())
 	var found *Difference
 	err := ordered(ctx, o.workers(), func() *pair { return new(pair) }, planWindows(window, a, b),
-		func(p *pair) error { return p.process(a, b) },
+		func() func(*pair) error { return func(p *pair) error { return p.process(a, b) } },
 		func(p *pair) error {
 			if p.diff >= 0 {
 				found = &Difference{Off: p.off + p.diff}

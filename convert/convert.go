@@ -70,8 +70,8 @@ func Image(ctx context.Context, dst formats.Writer, src formats.Image, o *Option
 	c.window = max(window/c.granule*c.granule, c.granule)
 
 	st := Stats{Size: c.size}
-	err := ordered(ctx, o.workers(), c.newTask, planWindows(c.window, src),
-		c.process,
+	err := ordered(ctx, o.workers(), func() *task { return new(task) }, planWindows(c.window, src),
+		c.newWorker,
 		func(t *task) error {
 			st.Read += t.read
 			n, err := c.write(t)
@@ -100,25 +100,25 @@ type copier struct {
 // A task is one window of the disk on its way through the pipeline.
 type task struct {
 	span
-	buf   []byte           // the window's bytes
-	runs  []formats.Extent // what is to be written, relative to off
-	enc   []byte           // encoded clusters, end to end
-	ends  []int            // end of each cluster of runs in enc
-	coder formats.Encoder
-	read  int64
+	buf  []byte           // the window's bytes
+	runs []formats.Extent // what is to be written, relative to off
+	enc  []byte           // encoded clusters, end to end
+	ends []int            // end of each cluster of runs in enc
+	read int64
 }
 
-func (c *copier) newTask() *task {
-	t := new(task)
+// newWorker returns the work of one goroutine, with an encoder of its own.
+func (c *copier) newWorker() func(*task) error {
+	var coder formats.Encoder
 	if c.encoded != nil {
-		t.coder = c.encoded.NewEncoder()
+		coder = c.encoded.NewEncoder()
 	}
-	return t
+	return func(t *task) error { return c.process(t, coder) }
 }
 
 // process reads the data of a window, finds what must be written, and encodes
 // it if the destination wants that.
-func (c *copier) process(t *task) error {
+func (c *copier) process(t *task, coder formats.Encoder) error {
 	if t.buf == nil {
 		t.buf = make([]byte, c.window)
 	}
@@ -152,13 +152,13 @@ func (c *copier) process(t *task) error {
 			from = to
 		}
 	}
-	if c.encoded == nil {
+	if coder == nil {
 		return nil
 	}
 	for _, r := range t.runs {
 		for off := r.Off; off < r.End(); off += c.granule {
 			var err error
-			t.enc, err = t.coder.Encode(t.enc, t.buf[off:min(off+c.granule, r.End())])
+			t.enc, err = coder.Encode(t.enc, t.buf[off:min(off+c.granule, r.End())])
 			if err != nil {
 				return fmt.Errorf("cluster at %d: %w", t.off+off, err)
 			}

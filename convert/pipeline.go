@@ -107,11 +107,12 @@ func (c *dataCursor) advance(e *formats.Extent, off int64) (bool, error) {
 	}
 }
 
-// ordered runs a pipeline: plan names windows, work processes them on several
-// goroutines, and consume gets the processed ones in the planned order on the
-// calling goroutine. Tasks are made by fresh and used again. The first error
-// in order ends it; when ordered returns, all its goroutines have ended.
-func ordered[T spanner](ctx context.Context, workers int, fresh func() T, plan planner, work, consume func(T) error) error {
+// ordered runs a pipeline: plan names windows, several workers process them,
+// and consume gets the processed ones in the planned order on the calling
+// goroutine. Tasks are made by fresh and used again; newWorker is called once
+// for each worker. The first error in order ends it; when ordered returns, all
+// its goroutines have ended.
+func ordered[T spanner](ctx context.Context, workers int, fresh func() T, plan planner, newWorker func() func(T) error, consume func(T) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	type slot struct {
 		task T
@@ -151,6 +152,7 @@ func ordered[T spanner](ctx context.Context, workers int, fresh func() T, plan p
 		})
 	})
 	for range workers {
+		work := newWorker()
 		wg.Go(func() {
 			for s := range todo {
 				if ctx.Err() != nil {
