@@ -276,12 +276,3 @@ func (f *findings) done() []Finding {
 	}
 	return f.list
 }
-
-func (f *findings) faults() bool {
-	for _, x := range f.list {
-		if x.Level == Fault {
-			return true
-		}
-	}
-	return false
-}

@@ -1,6 +1,7 @@
 package ovf
 
 import (
+	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
@@ -10,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"archive/tar"
 
 	"imgmaint/internal/testimg"
 )
@@ -92,8 +91,7 @@ func TestLarge(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Flush()
-		total := int64(b.Len()) + size + 511&^511 + 1024 + 511
-		total -= total % 512
+		total := (int64(b.Len())+size+511)&^511 + 1024
 		p, err := OpenOVA(sparse{b.Bytes(), total}, total, nil)
 		if err != nil {
 			t.Errorf("%v: %v", format, err)
@@ -171,7 +169,7 @@ func TestMemory(t *testing.T) {
 		if n > 40<<20 || len(found) > maxProblems+1 {
 			t.Errorf("%s: %d MiB in use, %d findings", name, n>>20, len(found))
 		}
-		if took > 5*time.Second {
+		if took > 30*time.Second { // 0.2 s alone on the machine; what is quadratic takes minutes
 			t.Errorf("%s: took %v", name, took)
 		}
 	}

@@ -21,8 +21,6 @@ func (n node) ns() string    { return n.p.d.ns[n.elem().ns] }
 func (n node) qname() string { return n.p.d.qname(n.i) }
 func (n node) local() string { e := n.elem(); return string(n.p.d.text[e.local:e.name.hi]) }
 func (n node) isZero() bool  { return n.p == nil }
-func (n node) foreign() bool { return n.name() == "" }
-func (n node) raw() []byte   { return n.p.d.text[n.elem().start:n.elem().end] }
 
 // name is the local name of an element of OVF, "" of any other. Exporters
 // that follow drafts of the standard write <Section xsi:type="ovf:X_Type">

@@ -611,7 +611,7 @@ func (d *document) qname(i int32) string { return string(d.bytes(d.elems[i].name
 // tabs as spaces (XML 1.0 section 3.3.3).
 func (d *document) decode(s span) string {
 	raw := d.bytes(s)
-	if bytes.IndexAny(raw, "&\t\r\n") < 0 {
+	if !bytes.ContainsAny(raw, "&\t\r\n") {
 		return string(raw)
 	}
 	var b strings.Builder
