@@ -175,7 +175,11 @@ func layout(ctx context.Context, img formats.Image) (*disk, error) {
 				r.Note = join(r.Note, "its start is in the partition before it")
 			}
 			v.rng = len(d.rep.Disk.Ranges)
-			d.rep.Disk.Ranges = append(d.rep.Disk.Ranges, r)
+			rest, err := d.slack(v, &r)
+			if err != nil {
+				return nil, err
+			}
+			d.rep.Disk.Ranges = append(append(d.rep.Disk.Ranges, r), rest...)
 			end = to
 		}
 	}
@@ -185,6 +189,28 @@ func layout(ctx context.Context, img formats.Image) (*disk, error) {
 		}
 	}
 	return d, nil
+}
+
+// slack takes from r, the range of v, what is behind the end of its file
+// system. That of FAT is not known: its size counts clusters alone.
+func (d *disk) slack(v *volume, r *Range) ([]Range, error) {
+	if r.State != Read || r.Type == "vfat" || r.Off != v.Off || r.Usage.Size <= 0 || r.Usage.Size >= r.Len {
+		return nil, nil
+	}
+	rest := Range{Off: r.Off + r.Usage.Size, Len: r.Len - r.Usage.Size, State: Empty, Type: "slack", Partition: v.Index, Note: "behind the file system"}
+	img, err := formats.Section(d.img, rest.Off, rest.Len)
+	if err != nil {
+		return nil, err
+	}
+	zero, err := open.IsZero(img)
+	if err != nil {
+		return nil, err
+	}
+	if !zero {
+		rest.State = Unsupported
+	}
+	r.Len = r.Usage.Size
+	return []Range{rest}, nil
 }
 
 func join(a, b string) string {

@@ -324,6 +324,19 @@ func TestBareFileSystem(t *testing.T) {
 	}
 }
 
+// What is behind the end of a file system is accounted for.
+func TestSlack(t *testing.T) {
+	fsys := ext4Image(t, 8*mib, systemFiles)
+	rep := inspectDisk(t, mem(append(fsys[:8*mib:8*mib], make([]byte, 5000)...)))
+	if got := states(rep); got != "-:read:ext4 -:empty:slack" || len(rep.Problems) != 0 {
+		t.Errorf("zeros behind: %s, %+v", got, rep.Problems)
+	}
+	rep = inspectDisk(t, mem(append(fsys[:8*mib:8*mib], noise(5000, 3)...)))
+	if got := states(rep); got != "-:read:ext4 -:unsupported:slack" || rep.Disk.Ranges[1].Len != 5000 {
+		t.Errorf("data behind: %s", got)
+	}
+}
+
 // An image that is not understood never looks like one without packages.
 func TestNotUnderstood(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -246,13 +246,12 @@ func TestDamaged(t *testing.T) {
 
 // craft builds a table by hand, with checksums that hold.
 type craft struct {
-	sector, entrySize, count   int
-	first, last                uint64 // usable
-	entries                    [][2]uint64
-	disk                       []byte
-	headerEdit, backupEdit     func(h []byte)
-	primaryArray, backupArray  int // LBA
-	primaryBroken, noSignature bool
+	sector, entrySize, count  int
+	first, last               uint64 // usable
+	entries                   [][2]uint64
+	disk                      []byte
+	headerEdit, backupEdit    func(h []byte)
+	primaryArray, backupArray int // LBA
 }
 
 func (c *craft) build() []byte {
