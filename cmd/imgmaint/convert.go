@@ -23,7 +23,7 @@ func convertCommand() *cli.Command {
 			&cli.StringFlag{Name: "to", Aliases: []string{"O"}, Usage: "`FORMAT` of DST: raw, qcow2, vhd or vmdk"},
 			&cli.StringFlag{Name: "subformat", Usage: "vhd: dynamic or fixed; vmdk: streamOptimized"},
 			&cli.StringFlag{Name: "compress", Aliases: []string{"c"}, Usage: "qcow2: compress clusters with zlib or zstd"},
-			&cli.IntFlag{Name: "level", Usage: "compression level: 1 to 9, for zstd 1 to 22"},
+			&cli.IntFlag{Name: "level", Usage: "compression level: 1 to 9; for zstd up to 22, where 10 and above act as 9"},
 			&cli.StringFlag{Name: "cluster-size", Usage: "qcow2: `SIZE` of clusters, 512 to 2M"},
 			&cli.StringFlag{Name: "compat", Usage: "qcow2: 1.1 (version 3) or 0.10 (version 2)"},
 			&cli.BoolFlag{Name: "azure", Usage: "vhd: fixed, its size rounded up to 1 MiB"},

@@ -41,7 +41,8 @@ type WriterOptions struct {
 	// Compression is the method of a CompressedWriter, Zlib or Zstd; "" is
 	// Zlib. Zstd needs version 3.
 	Compression string
-	// Level is 1 (fast) to 9 (small) for Zlib and 1 to 22 for Zstd; 0 is a
+	// Level is 1 (fast) to 9 (small) for Zlib and 1 to 22 for Zstd, where 10
+	// and above are done as 9 to keep memory small; 0 is a
 	// default that takes about as much space as QEMU's.
 	Level int
 }
