@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"imgmaint/formats"
+	"imgmaint/formats/internal/gzindex"
 )
 
 // Descriptor implements formats.Package. Machines are in their default
@@ -154,6 +155,42 @@ func (p *Package) Decode(fileID string, limit int64) (io.ReadCloser, error) {
 		return nil, formats.Unsupported(Name, f.off, "File@compression", "%q", clip(f.Compression))
 	}
 	return d, nil
+}
+
+// A FileImage is a file of References at any offset, its compression undone.
+// ReadAt and ExtentAt are safe for concurrent use.
+type FileImage struct {
+	formats.Image
+	blob *Blob
+}
+
+// Close closes the members.
+func (m *FileImage) Close() error { return m.blob.Close() }
+
+// OpenImage opens a file of References at any offset: chunks are joined, and
+// a compressed file is read once, to index it. Nothing is unpacked. More than
+// limit bytes are an error of class ErrLimit.
+func (p *Package) OpenImage(fileID string, limit int64) (*FileImage, error) {
+	b, err := p.OpenFile(fileID)
+	if err != nil {
+		return nil, err
+	}
+	m := &FileImage{blob: b, Image: b}
+	switch f := p.env.File(fileID); f.Compression {
+	case "":
+		if b.Size() > limit {
+			err = formats.Limit(Name, f.off, "file", "%d bytes, at most %d", b.Size(), limit)
+		}
+	case "gzip":
+		m.Image, err = gzindex.Open(b, b.Size(), &gzindex.Options{Format: Name, MaxSize: max(limit, 1)})
+	default:
+		err = formats.Unsupported(Name, f.off, "File@compression", "%q", clip(f.Compression))
+	}
+	if err != nil {
+		b.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
 type decoder struct {

@@ -14,7 +14,10 @@ import (
 	"imgmaint/formats/internal/tarindex"
 )
 
-var _ formats.Package = (*Package)(nil)
+var (
+	_ formats.Package = (*Package)(nil)
+	_ formats.Image   = (*Blob)(nil)
+)
 
 // Options change how a package is opened. Nil means the defaults.
 type Options struct {
@@ -469,6 +472,14 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 		done += n
 	}
 	return done, nil
+}
+
+// ExtentAt implements formats.Image: one run of data.
+func (b *Blob) ExtentAt(off int64) (formats.Extent, error) {
+	if off < 0 || off >= b.Size() {
+		return formats.Extent{}, io.EOF
+	}
+	return formats.Extent{Off: off, Len: b.Size() - off, Kind: formats.Data}, nil
 }
 
 // OpenFile opens the stored bytes of a file of References.

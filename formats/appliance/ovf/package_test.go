@@ -253,12 +253,25 @@ func TestRoundTrip(t *testing.T) {
 			}
 			r.Close()
 		}
+		for _, id := range []string{"packed", "split"} {
+			m, err := p.OpenImage(id, int64(len(split)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := formatstest.TestImage(m, split); err != nil {
+				t.Errorf("%s: %s: %v", what, id, err)
+			}
+			m.Close()
+			if m, err = p.OpenImage(id, int64(len(split))-1); !errors.Is(err, formats.ErrLimit) || m != nil {
+				t.Errorf("%s: image of %s over the limit: %v", what, id, err)
+			}
+		}
 		blob, err := p.OpenFile("split")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer blob.Close()
-		if err := formatstest.TestImage(flat{blob}, split); err != nil {
+		if err := formatstest.TestImage(blob, split); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 		if err := p.LoadStrings(); err != nil {
@@ -331,16 +344,6 @@ func TestRoundTrip(t *testing.T) {
 	if got, _ := fs.ReadFile(p, "packed.raw.gz"); string(got) != "new" {
 		t.Errorf("edited: %q", got)
 	}
-}
-
-// flat makes an image of a Blob for the conformance checks.
-type flat struct{ *Blob }
-
-func (f flat) ExtentAt(off int64) (formats.Extent, error) {
-	if off < 0 || off >= f.Size() {
-		return formats.Extent{}, io.EOF
-	}
-	return formats.Extent{Off: off, Len: f.Size() - off, Kind: formats.Data}, nil
 }
 
 // TestWriterLate writes sizes and descriptor after the files, and goes back
@@ -769,41 +772,4 @@ func TestChunks(t *testing.T) {
 			t.Errorf("%s: not gzip: %v", name, err)
 		}
 	}
-}
-
-func FuzzOpenOVA(f *testing.F) {
-	f.Add(smallOVA(f, testimg.Disk(2000, 1), []byte("{}"), nil))
-	f.Add(rawTar(f, tarFile{"x.ovf", load(f, "strings.ovf")}, tarFile{"x.mf", []byte("SHA1(x.ovf)= 00\n")}, tarFile{"packed.raw.gz", []byte("x")}))
-	f.Add(rawTar(f, tarFile{"x.ovf", load(f, "ovf2.ovf")}, tarFile{"x.cert", []byte("SHA1(x.mf)= 00\n")}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 1<<17 {
-			return
-		}
-		p, err := OpenOVA(bytes.NewReader(b), int64(len(b)), &Options{ParseOptions{AllowRequired: true}})
-		if err != nil {
-			if p != nil {
-				t.Fatal("a package with an error")
-			}
-			return
-		}
-		if _, err := json.Marshal(p.Descriptor()); err != nil {
-			t.Fatal(err)
-		}
-		r, err := p.Verify(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Verdict == Verified {
-			t.Fatal("verified without a root")
-		}
-		for i, f := range p.Envelope().Files {
-			if i > 10 {
-				break
-			}
-			if d, err := p.Decode(f.ID, 1<<20); err == nil {
-				io.Copy(io.Discard, d)
-				d.Close()
-			}
-		}
-	})
 }

@@ -1,11 +1,15 @@
 package ovf
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
 	"imgmaint/formats"
+	"imgmaint/internal/testimg"
 )
 
 func TestManifest(t *testing.T) {
@@ -50,4 +54,41 @@ func TestManifest(t *testing.T) {
 			}
 		}
 	}
+}
+
+func FuzzOpenOVA(f *testing.F) {
+	f.Add(smallOVA(f, testimg.Disk(2000, 1), []byte("{}"), nil))
+	f.Add(rawTar(f, tarFile{"x.ovf", load(f, "strings.ovf")}, tarFile{"x.mf", []byte("SHA1(x.ovf)= 00\n")}, tarFile{"packed.raw.gz", []byte("x")}))
+	f.Add(rawTar(f, tarFile{"x.ovf", load(f, "ovf2.ovf")}, tarFile{"x.cert", []byte("SHA1(x.mf)= 00\n")}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<17 {
+			return
+		}
+		p, err := OpenOVA(bytes.NewReader(b), int64(len(b)), &Options{ParseOptions{AllowRequired: true}})
+		if err != nil {
+			if p != nil {
+				t.Fatal("a package with an error")
+			}
+			return
+		}
+		if _, err := json.Marshal(p.Descriptor()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.Verify(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Verdict == Verified {
+			t.Fatal("verified without a root")
+		}
+		for i, f := range p.Envelope().Files {
+			if i > 10 {
+				break
+			}
+			if d, err := p.Decode(f.ID, 1<<20); err == nil {
+				io.Copy(io.Discard, d)
+				d.Close()
+			}
+		}
+	})
 }
