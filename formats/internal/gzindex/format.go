@@ -26,11 +26,13 @@ const (
 	slack = maxMatch + 16
 
 	// firstSpacing is the distance of points in bytes of the inflated stream.
-	// It doubles when they fill indexSize.
+	// It doubles when they fill their memory.
 	firstSpacing = 1 << 20
-	// indexSize bounds the memory of points in bytes: 512 windows of random
-	// bytes, or many more of a disk's.
-	indexSize = 14 << 20
+	// DefaultMemory is for points and decoded chunks, in bytes: two thirds are
+	// some 400 windows of random bytes, or many more of a disk's. minMemory
+	// leaves room for a few of each.
+	DefaultMemory = 20 << 20
+	minMemory     = 1 << 20
 	// pointSize is what a point costs beside its window.
 	pointSize = 96
 
@@ -41,8 +43,6 @@ const (
 	firstZeroRun = 64 << 10
 	maxZeroRuns  = 65536
 
-	// cacheChunks bounds the decoded chunks kept: 6 MiB.
-	cacheChunks = 48
 	// maxIdle bounds the decoders kept between reads: about 260 KiB each.
 	maxIdle = 8
 

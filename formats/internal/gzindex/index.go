@@ -18,6 +18,9 @@ type Options struct {
 	// MaxSize bounds the inflated size in bytes: one byte more is ErrLimit.
 	// 0 is DefaultMaxSize.
 	MaxSize int64
+	// Memory bounds what is kept of the file in bytes, beside some 300 KiB for
+	// each reader at work. 0 is DefaultMemory; less than 1 MiB is not possible.
+	Memory int64
 	// Tee receives the inflated stream during the pass, for digests. An error
 	// of it ends the pass. What it received is known to be right only when
 	// Open succeeds.
@@ -63,6 +66,7 @@ type builder struct {
 	scratch []byte
 	spacing int64
 	cost    int
+	memory  int // that cost may reach
 	// Zeros: where the present run began or -1, and whether the present block
 	// of zeroBlock has had anything else.
 	zeroFrom int64
@@ -92,10 +96,16 @@ func Open(r io.ReaderAt, size int64, opts *Options) (*Image, error) {
 	if b.max <= 0 {
 		b.max = DefaultMaxSize
 	}
+	memory := opts.Memory
+	if memory <= 0 {
+		memory = DefaultMemory
+	}
+	memory = max(memory, minMemory)
+	b.memory = int(memory - memory/3)
 	if err := b.run(); err != nil {
 		return nil, err
 	}
-	m.pool.init(b.d)
+	m.pool.init(b.d, int(memory/3/chunkSize))
 	return m, nil
 }
 
@@ -176,7 +186,7 @@ func (b *builder) mark() {
 	}
 	b.m.points = append(b.m.points, p)
 	b.cost += pointSize + len(p.window)
-	for b.cost > indexSize {
+	for b.cost > b.memory {
 		b.spacing *= 2
 		b.thin()
 	}

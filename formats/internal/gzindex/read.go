@@ -14,6 +14,7 @@ type pool struct {
 	idle    []*decoder // the one used last at the end
 	busy    []*decoder
 	chunks  []cached
+	room    int // chunks that may be kept
 	clock   uint64
 }
 
@@ -36,7 +37,8 @@ type cached struct {
 }
 
 // init takes over the inflater of the pass, which stands at the end.
-func (p *pool) init(d *inflater) {
+func (p *pool) init(d *inflater, chunks int) {
+	p.room = max(chunks, 2)
 	p.changed = sync.NewCond(&p.mu)
 	p.idle = append(p.idle, &decoder{inflater: d, off: noOffset})
 }
@@ -130,7 +132,7 @@ func (m *Image) decode(d *decoder, pt *point, start int64) error {
 		}
 		d.off += n
 		// Who reads here reads nearby soon.
-		if n == chunkSize && start-d.off < 8*chunkSize {
+		if n == chunkSize && start-d.off < int64(min(8, m.pool.room/2))*chunkSize {
 			q := &m.pool
 			q.mu.Lock()
 			d.buf = q.keep(d.off-n, d.buf)
@@ -168,7 +170,7 @@ func (q *pool) keep(off int64, b []byte) []byte {
 	}
 	q.clock++
 	c := cached{off, b, q.clock}
-	if len(q.chunks) < cacheChunks {
+	if len(q.chunks) < q.room {
 		q.chunks = append(q.chunks, c)
 		return nil
 	}

@@ -442,6 +442,41 @@ func TestWriterRefuses(t *testing.T) {
 	}
 }
 
+func TestReplace(t *testing.T) {
+	var buf, want formatstest.Buffer
+	w := NewWriterAt(&buf, nil)
+	e, err := w.Create("a", 700)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Write(bytes.Repeat([]byte{9}, 700))
+	if err := w.Replace(e, make([]byte, 600)); err == nil {
+		t.Error("the member being written was replaced")
+	}
+	if err := w.WriteFile("b", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{512, 1025, 0} {
+		if err := w.Replace(e, make([]byte, n)); err == nil {
+			t.Errorf("700 bytes were replaced by %d", n)
+		}
+	}
+	now := bytes.Repeat([]byte{7}, 513)
+	if err := w.Replace(e, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w = NewWriterAt(&want, nil)
+	w.WriteFile("a", now)
+	w.WriteFile("b", []byte("x"))
+	w.Close()
+	if !bytes.Equal(buf.Bytes(), want.Bytes()) {
+		t.Error("a replaced member differs from one written so")
+	}
+}
+
 func TestFaultyWriter(t *testing.T) {
 	for n := int64(0); ; n++ {
 		var buf formatstest.Buffer

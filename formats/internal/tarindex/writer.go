@@ -119,6 +119,30 @@ func (w *Writer) WriteFile(name string, b []byte) error {
 	return w.finish()
 }
 
+// Blocks is the number of bytes a member of n bytes takes behind its header.
+func Blocks(n int64) int64 { return padded(n) }
+
+// Replace gives a member that has ended other bytes, which must take as many
+// blocks, in a Writer of NewWriterAt that is not closed.
+func (w *Writer) Replace(e *Entry, b []byte) error {
+	switch {
+	case w.err != nil:
+		return w.err
+	case w.at == nil || e.w != w || w.cur == e || w.closed:
+		return fmt.Errorf("tar: %q cannot be replaced", e.name)
+	case padded(int64(len(b))) != padded(e.end):
+		return fmt.Errorf("tar: %q had %d bytes, %d take other blocks", e.name, e.end, len(b))
+	}
+	h := headerBlock(e.name, '0', int64(len(b)), w.mtime)
+	if err := w.put(h[:], e.header); err != nil {
+		return err
+	}
+	e.size, e.end = int64(len(b)), int64(len(b))
+	data := make([]byte, padded(e.end))
+	copy(data, b)
+	return w.put(data, e.off)
+}
+
 // Close ends the last member and writes the two zero blocks. The underlying
 // writer stays open. The archive is padded to 10 KiB, as tars are.
 func (w *Writer) Close() error {
