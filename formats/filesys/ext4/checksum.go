@@ -10,6 +10,16 @@ func crc32c(seed uint32, p []byte) uint32 {
 	return ^crc32.Update(^seed, castagnoli, p)
 }
 
+// crc32cWord is crc32c of the n low bytes of v, little-endian. The standard
+// library would have them on the heap.
+func crc32cWord(c uint32, v uint64, n int) uint32 {
+	for range n {
+		c = c>>8 ^ castagnoli[byte(c)^byte(v)]
+		v >>= 8
+	}
+	return c
+}
+
 // crc16Table is of CRC-16/ARC (polynomial 0x8005, reflected), which uninit_bg
 // uses for group descriptors.
 var crc16Table = func() (t [256]uint16) {
@@ -61,10 +71,7 @@ func crc32be(c uint32, p []byte) uint32 {
 // inodeSeed is the seed of the checksums of what belongs to an inode: its
 // extent blocks, directory blocks, and itself.
 func (s *superblock) inodeSeed(ino, generation uint32) uint32 {
-	var b [8]byte
-	le.PutUint32(b[:], ino)
-	le.PutUint32(b[4:], generation)
-	return crc32c(s.csumSeed, b[:])
+	return crc32cWord(s.csumSeed, uint64(ino)|uint64(generation)<<32, 8)
 }
 
 // inodeChecksum computes i_checksum of the raw inode: 32 bits when
@@ -72,13 +79,13 @@ func (s *superblock) inodeSeed(ino, generation uint32) uint32 {
 func (s *superblock) inodeChecksum(ino uint32, raw []byte) (sum uint32, wide bool) {
 	c := s.inodeSeed(ino, le.Uint32(raw[0x64:]))
 	c = crc32c(c, raw[:0x7C])
-	c = crc32c(c, []byte{0, 0})
+	c = crc32cWord(c, 0, 2)
 	c = crc32c(c, raw[0x7E:0x80])
 	if len(raw) > minInodeSize {
 		if le.Uint16(raw[0x80:]) >= 4 { // i_extra_isize covers i_checksum_hi
 			wide = true
 			c = crc32c(c, raw[0x80:0x82])
-			c = crc32c(c, []byte{0, 0})
+			c = crc32cWord(c, 0, 2)
 			c = crc32c(c, raw[0x84:])
 		} else {
 			c = crc32c(c, raw[0x80:])
@@ -102,7 +109,7 @@ func dxChecksum(seed uint32, block []byte, entriesOff, count, limit int) uint32 
 	c := crc32c(seed, block[:entriesOff+count*8])
 	tail := entriesOff + limit*8
 	c = crc32c(c, block[tail:tail+4])
-	return crc32c(c, []byte{0, 0, 0, 0})
+	return crc32cWord(c, 0, 4)
 }
 
 // extentChecksum computes et_checksum of an extent block whose eh_max is max.
@@ -113,11 +120,9 @@ func extentChecksum(seed uint32, block []byte, max int) uint32 {
 // xattrBlockChecksum computes h_checksum of the attribute block at number
 // blk.
 func (s *superblock) xattrBlockChecksum(blk uint64, block []byte) uint32 {
-	var nr [8]byte
-	le.PutUint64(nr[:], blk)
-	c := crc32c(s.csumSeed, nr[:])
+	c := crc32cWord(s.csumSeed, blk, 8)
 	c = crc32c(c, block[:0x10])
-	c = crc32c(c, []byte{0, 0, 0, 0})
+	c = crc32cWord(c, 0, 4)
 	return crc32c(c, block[0x14:])
 }
 

@@ -197,7 +197,13 @@ func (f *FS) searchBlock(in *inode, b []byte, off int64, name []byte) (dirent, e
 type nameIndex struct {
 	mu    sync.Mutex
 	ino   uint32
-	names map[string]dirent // nil until the second lookup in a row
+	names map[string]indexed // nil until the second lookup in a row
+	given bool               // up: the directory is damaged or too large
+}
+
+type indexed struct {
+	ino uint32
+	typ uint8
 }
 
 // find returns the entry called name. known is false when the index is of
@@ -206,22 +212,44 @@ func (x *nameIndex) find(ino uint32, name []byte) (d dirent, known, again bool) 
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.ino == ino && x.names != nil {
-		d = x.names[string(name)]
-		return d, true, false
+		e := x.names[string(name)]
+		return dirent{ino: e.ino, typ: e.typ}, true, false
 	}
-	again = x.ino == ino
-	x.ino, x.names = ino, nil
-	return d, false, again
+	if x.ino == ino {
+		return d, false, !x.given
+	}
+	x.ino, x.names, x.given = ino, nil, false
+	return d, false, false
 }
 
 // indexNames fills the index with a directory; it gives up on one that is
 // damaged or large.
 func (f *FS) indexNames(in *inode) {
-	names := make(map[string]dirent)
+	names := make(map[string]indexed)
+	ok := f.eachName(in, func(d dirent) bool {
+		if _, twice := names[string(d.name)]; !twice {
+			names[string(d.name)] = indexed{d.ino, d.typ}
+		}
+		return len(names) < nameIndexSize
+	})
+	x := &f.names
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ino != in.ino {
+		return
+	}
+	if x.given = !ok; ok {
+		x.names = names
+	}
+}
+
+// eachName calls fn for the entries of a linear directory. It returns false if
+// fn did or a block is damaged.
+func (f *FS) eachName(in *inode, fn func(dirent) bool) bool {
 	for lblk := int64(0); lblk < in.size>>f.sb.blockBits; {
 		r, err := f.mapRun(in, lblk)
 		if err != nil {
-			return
+			return false
 		}
 		r.n = min(r.n, in.size>>f.sb.blockBits-lblk)
 		lblk += r.n
@@ -229,23 +257,20 @@ func (f *FS) indexNames(in *inode) {
 			if r.kind != formats.Data {
 				break
 			}
+			more := true
 			b, off, err := f.dirBlockAt(in, r.lblk+i, r.pblk+uint64(i))
 			if err == nil {
 				err = f.parseDirents(in, b, off, func(d dirent) bool {
-					if _, twice := names[string(d.name)]; !twice {
-						names[string(d.name)] = dirent{ino: d.ino, typ: d.typ}
-					}
-					return len(names) <= nameIndexSize
+					more = fn(d)
+					return more
 				})
 			}
-			if err != nil || len(names) > nameIndexSize {
-				return
+			if err != nil || !more {
+				return false
 			}
 		}
 	}
-	f.names.mu.Lock()
-	defer f.names.mu.Unlock()
-	f.names.ino, f.names.names = in.ino, names
+	return true
 }
 
 // checkDir checks what must hold before the entries of in are read.

@@ -38,6 +38,8 @@ var featureSets = []struct {
 	{"no-filetype", []string{"-t", "ext4", "-O", "^filetype"}},
 	{"large_dir", []string{"-t", "ext4", "-O", "large_dir"}},
 	{"ea_inode", []string{"-t", "ext4", "-O", "ea_inode"}},
+	{"hash-legacy", []string{"-t", "ext4"}},
+	{"hash-tea", []string{"-t", "ext4"}},
 	{"no-dir_index", []string{"-t", "ext4", "-O", "^dir_index"}},
 	{"casefold", []string{"-t", "ext4", "-O", "casefold", "-E", "encoding=utf8"}},
 	{"encrypt", []string{"-t", "ext4", "-O", "encrypt"}},
@@ -66,13 +68,16 @@ func TestFeatures(t *testing.T) {
 			}
 			t.Run(fset.name+"-"+strconv.FormatInt(bs, 10), func(t *testing.T) {
 				t.Parallel()
-				testFeature(t, fset.args, bs, long)
+				_, alg, _ := strings.Cut(fset.name, "hash-")
+				testFeature(t, fset.args, bs, long, alg)
 			})
 		}
 	}
 }
 
-func testFeature(t *testing.T, args []string, bs int64, long bool) {
+// testFeature uses mke2fs with args, and another hash for directories when alg
+// is not empty.
+func testFeature(t *testing.T, args []string, bs int64, long bool, alg string) {
 	p := populator{bs: bs, files: 300, dirs: 10, root: os.Geteuid() == 0}
 	size, inodes := int64(48<<20), "2000"
 	if long {
@@ -84,6 +89,9 @@ func testFeature(t *testing.T, args []string, bs int64, long bool) {
 	}
 	args = append([]string{"-b", strconv.FormatInt(bs, 10), "-N", inodes}, args...)
 	img := mkfs(t, size, args...)
+	if alg != "" {
+		testimg.Run(t, "tune2fs", "-E", "hash_alg="+alg, img)
+	}
 	var want tree
 	// The kernel counts a block for data it keeps in the inode.
 	inline := slices.Contains(args, "inline_data")

@@ -70,7 +70,7 @@ const (
 	inodeWindow    = 32 << 10
 	dirCacheSize   = 2048 // directories by path
 	dirReadSize    = 64 << 10
-	nameIndexSize  = 1 << 14 // entries of the directory looked into last: 2 MiB
+	nameIndexSize  = 1 << 16 // entries of the directory looked into last: 5 MiB
 )
 
 // Inode numbers with a meaning. Those below s_first_ino are not for files

@@ -116,6 +116,23 @@ func seed(t testing.TB, name string) []byte {
 
 var seeds = []string{"ext2.img.gz", "ext4.img.gz", "plain.img.gz", "inline.img.gz"}
 
+// A countingReader counts the bytes read.
+type countingReader struct {
+	b []byte
+	n int64
+}
+
+func (r *countingReader) ReadAt(p []byte, off int64) (int, error) {
+	if off >= int64(len(r.b)) {
+		return 0, io.EOF
+	}
+	n := copy(p, r.b[off:])
+	if r.n += int64(n); n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
 // TestFlippedBytes changes bytes in every block in use. Nothing may panic,
 // hang or fail in another class; with metadata_csum nothing but contents of
 // files may change without an error.
@@ -148,14 +165,15 @@ func TestFlippedBytes(t *testing.T) {
 					}
 					for _, v := range []byte{old ^ 0xFF, old + 1}[at%2:][:1] {
 						block[at] = v
-						start := time.Now()
-						f, err := Open(bytes.NewReader(b), int64(len(b)), nil)
+						r := &countingReader{b: b}
+						f, err := Open(r, int64(len(b)), nil)
 						var got uint32
 						if err == nil {
 							got, err = touch(f)
 						}
-						if d := time.Since(start); d > time.Second {
-							t.Errorf("block %d byte %d = %#x: took %v", blk, at, v, d)
+						// A clock would measure the machine.
+						if r.n > 32<<20 {
+							t.Errorf("block %d byte %d = %#x: read %d bytes", blk, at, v, r.n)
 						}
 						if err != nil && !classed(err) {
 							t.Errorf("block %d byte %d = %#x: %v", blk, at, v, err)
@@ -346,7 +364,7 @@ func TestHostileTrees(t *testing.T) {
 			if !errors.Is(err, tt.class) {
 				t.Errorf("%v, want %v", err, tt.class)
 			}
-			if d := time.Since(start); d > time.Second {
+			if d := time.Since(start); d > 5*time.Second { // 1 s on a machine of its own
 				t.Errorf("took %v", d)
 			}
 			if got > 64<<20 {
@@ -475,7 +493,7 @@ func TestOrphanLoop(t *testing.T) {
 	if p := strings.Join(f.Usage().Problems, ""); !strings.Contains(p, "wait to be released") {
 		t.Errorf("problems %q", p)
 	}
-	if d := time.Since(start); d > time.Second {
+	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("took %v", d)
 	}
 }

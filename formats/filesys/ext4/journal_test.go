@@ -484,7 +484,7 @@ func TestFastCommit(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(tails) > 1 {
-				off = tails[len(tails)-1] - 10
+				off = tails[len(tails)-1] + fcTagSize // fc_tid
 				b[off] ^= 1
 				if f, err := Open(bytes.NewReader(b), int64(len(b)), nil); err != nil || f.fast == nil || f.fast.changes >= whole {
 					t.Errorf("with the last of %d damaged: %v", len(tails), err)

@@ -351,17 +351,15 @@ func decodeGroupDesc(b []byte) groupDesc {
 // groupDescChecksum computes bg_checksum of the descriptor b of group g; ok
 // is false when the file system keeps none.
 func (s *superblock) groupDescChecksum(g uint32, b []byte) (sum uint16, ok bool) {
-	var nr [4]byte
-	le.PutUint32(nr[:], g)
 	switch {
 	case s.metadataCsum():
-		c := crc32c(s.csumSeed, nr[:])
+		c := crc32cWord(s.csumSeed, uint64(g), 4)
 		c = crc32c(c, b[:0x1E])
-		c = crc32c(c, []byte{0, 0})
+		c = crc32cWord(c, 0, 2)
 		return uint16(crc32c(c, b[0x20:])), true
 	case s.roCompat&roGdtCsum != 0:
 		c := crc16(^uint16(0), s.uuid[:])
-		c = crc16(c, nr[:])
+		c = crc16(c, le.AppendUint32(nil, g))
 		c = crc16(c, b[:0x1E])
 		return crc16(c, b[0x20:]), true
 	}

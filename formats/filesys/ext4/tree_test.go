@@ -503,10 +503,17 @@ func mount(t testing.TB, img, opts string) (dir string, unmount func(), ok bool)
 			return
 		}
 		done = true
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-			exec.Command("umount", "-l", dir).Run()
+		// A process that another test starts holds our files between fork and
+		// exec: busy may mean for a moment.
+		var out []byte
+		for range 50 {
+			var err error
+			if out, err = exec.Command("umount", dir).CombinedOutput(); err == nil {
+				return
+			}
 		}
+		t.Errorf("umount: %s", out)
+		exec.Command("umount", "-l", dir).Run()
 	}
 	t.Cleanup(unmount)
 	return dir, unmount, true
