@@ -53,7 +53,7 @@ func newWriter(w *Writer, opts *WriterOptions) *Writer {
 }
 
 // An Entry takes the bytes of the member that is being written. It ends with
-// the next Create or Close of its Writer.
+// the next Create, End or Close of its Writer.
 type Entry struct {
 	w      *Writer
 	name   string
@@ -118,6 +118,9 @@ func (w *Writer) WriteFile(name string, b []byte) error {
 	}
 	return w.finish()
 }
+
+// End ends the member that is being written.
+func (w *Writer) End() error { return w.finish() }
 
 // Blocks is the number of bytes a member of n bytes takes behind its header.
 func Blocks(n int64) int64 { return padded(n) }
