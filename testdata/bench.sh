@@ -107,5 +107,5 @@ done
 
 echo
 echo "inspect and the ext4 reader:"
-(cd "$here/.." && go test -run '^$' -bench 'Walk|ReadFiles|Inspect|Peer' -benchtime 3x -timeout 20m \
+(cd "$here/.." && go test -run '^$' -bench 'Walk|ReadFiles|Inspect|Peer' -benchtime 1x -count 5 -timeout 20m \
 	./formats/filesys/ext4 ./formats/internal/godiskfs ./inspect) | grep -E '^(Benchmark|pkg)' || true
