@@ -200,16 +200,28 @@ func offlineTree(t *testing.T, p *populator, img string, args []string) (tree, f
 	if err != nil {
 		t.Fatal(err)
 	}
+	caps := want["xattr/caps"]
+	caps.xattrs = strings.TrimSpace(caps.xattrs + " security.test=\"value\"")
+	want["xattr/caps"] = caps
 	want["lost+found"] = record{mode: modeDir}
 	want["special/newchar"] = record{mode: modeChar, major: 300, minor: 700}
 	want["special/newblk"] = record{mode: modeBlk, major: 8, minor: 1}
+	// mke2fs 1.47.0 cuts sparse files short when it starts them inline, and
+	// revision 0 has no attributes.
+	inline, rev0 := slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, "inline_data") }), slices.Contains(args, "-r")
 	return want, func(name string, r record) record {
+		if inline && strings.HasPrefix(name, "sparse/") {
+			r.size, r.hash = 0, ""
+		}
+		if rev0 {
+			r.xattrs = ""
+		}
 		r.ino, r.blocks, r.nlink, r.atime, r.mtime, r.ctime = 0, 0, 0, "", "", ""
 		if r.mode&modeFmt == modeDir {
 			r.size = 0
 		}
-		if strings.HasPrefix(name, "xattr") {
-			r.xattrs = ""
+		if name == "." {
+			r.uid, r.gid = 0, 0
 		}
 		if name == "lost+found" || strings.HasPrefix(name, "special/new") {
 			r.mode &= modeFmt

@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -183,4 +184,37 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestCheck(t *testing.T) {
+	for _, fset := range featureSets {
+		if fset.name == "rev0" || strings.HasPrefix(fset.name, "hash") {
+			continue
+		}
+		img := mkfs(t, 32<<20, fset.args...)
+		f := openImage(t, img, nil)
+		r, err := f.Check()
+		if err != nil || r.Corruptions != 0 || r.TotalClusters == 0 {
+			t.Errorf("%s: %+v, %v", fset.name, r, err)
+			continue
+		}
+		d, err := f.groupDesc(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, blk := range []uint64{d.blockBitmap, d.inodeBitmap} {
+			b := make([]byte, 32<<20)
+			if _, err := f.dev.R.ReadAt(b, 0); err != nil {
+				t.Fatal(err)
+			}
+			b[int64(blk)<<f.sb.blockBits] ^= 1
+			bad, err := Open(bytes.NewReader(b), int64(len(b)), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r, err := bad.Check(); err != nil || r.Corruptions != 1 || len(r.Findings) != 1 {
+				t.Errorf("%s: bitmap %d damaged: %+v, %v", fset.name, i, r, err)
+			}
+		}
+	}
 }

@@ -274,7 +274,7 @@ func diffTrees(t testing.TB, got, want tree, mask func(name string, r record) re
 }
 
 // acl is a POSIX ACL as getxattr returns it, with a named user and group.
-var acl = []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\xe8\x03\x00\x00" +
+var acl = []byte("\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\xe8\x03\x00\x00" +
 	"\x04\x00\x04\x00\xff\xff\xff\xff" + "\x08\x00\x06\x00\xd2\x04\x00\x00" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
 
 // capability is security.capability with cap_net_raw, version 2.
@@ -353,6 +353,9 @@ func (p *populator) fill() error {
 	}
 	for _, m := range []uint32{0, 0o777, 0o4755, 0o2755, 0o1777, 0o7777, 0o400} {
 		name := fmt.Sprintf("modes/%04o", m)
+		if !p.root {
+			m |= 0o400 // mke2fs must be able to read it
+		}
 		p.write(name, nil)
 		p.check(syscall.Chmod(p.path(name), m))
 		mkdir(name + "d")
