@@ -39,17 +39,35 @@ type Image struct {
 	Format string // name in Formats
 	chain  []*os.File
 	root   *os.Root
+	pkg    *Appliance // of a disk in a package, which has the files then
 }
 
-// Disk opens the disk image at path, a regular file or a block device.
+// Disk opens the disk image at path, a regular file or a block device, or a
+// disk of a package: PKG#DISK, or PKG when it has one disk. A declared format
+// is that of the disk; PKG alone is opened as a package only without one. No
+// file outside of a package is opened for a disk in it.
 func Disk(path string, o *DiskOptions) (*Image, error) {
 	if o == nil {
 		o = new(DiskOptions)
 	}
 	m := &Image{Path: path}
+	path, sel, inside := Split(path)
 	f, size, err := openHost(os.OpenFile, path)
 	if err != nil {
 		return nil, err
+	}
+	m.pkg, err = packageOf(f, size, path, o.Format, inside)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if m.pkg != nil {
+		m.Image, m.Format, err = m.pkg.disk(sel, *o)
+		if err != nil {
+			m.pkg.Close()
+			return nil, err
+		}
+		return m, nil
 	}
 	m.chain = []*os.File{f}
 	dir := "."
@@ -70,6 +88,9 @@ func Disk(path string, o *DiskOptions) (*Image, error) {
 
 // Close closes all files of the chain.
 func (m *Image) Close() error {
+	if m.pkg != nil {
+		return m.pkg.Close()
+	}
 	var errs []error
 	for _, f := range m.chain {
 		errs = append(errs, f.Close())
@@ -81,7 +102,12 @@ func (m *Image) Close() error {
 }
 
 // Files are the host files the disk is read from, the top one first.
-func (m *Image) Files() []*os.File { return m.chain }
+func (m *Image) Files() []*os.File {
+	if m.pkg != nil {
+		return m.pkg.files()
+	}
+	return m.chain
+}
 
 // Info is what the image says about itself.
 func (m *Image) Info() formats.Info {
@@ -94,36 +120,29 @@ func (m *Image) Info() formats.Info {
 // Unwrap is the image as its leaf package made it.
 func (m *Image) Unwrap() formats.Image { return m.Image }
 
-// Describe is the Info of the image at path, read without opening what it
-// refers to. It answers for encrypted images and others that Disk refuses,
-// as long as their header is sound.
+// Describe is the Info of the image at path, or of a disk of a package as
+// Disk takes it, read without opening what it refers to. It answers for
+// encrypted images and others that Disk refuses, as long as their header is
+// sound.
 func Describe(path, format string) (formats.Info, error) {
-	f, size, err := openHost(os.OpenFile, path)
+	s, err := openSource(path, format)
 	if err != nil {
 		return formats.Info{}, err
 	}
-	defer f.Close()
-	d, err := choose(f, size, format)
-	if err != nil {
-		return formats.Info{}, err
-	}
-	return d.describe(f, size)
+	defer s.Close()
+	return s.format.describe(s.r, s.size)
 }
 
-// Check checks the metadata of the image at path, of that file alone, and
-// returns the name of its format too.
+// Check checks the metadata of the image at path, or of a disk of a package
+// as Disk takes it, of that alone, and returns the name of its format too.
 func Check(path, format string) (*formats.CheckReport, string, error) {
-	f, size, err := openHost(os.OpenFile, path)
+	s, err := openSource(path, format)
 	if err != nil {
 		return nil, "", err
 	}
-	defer f.Close()
-	d, err := choose(f, size, format)
-	if err != nil {
-		return nil, "", err
-	}
-	r, err := d.check(f, size)
-	return r, d.name, err
+	defer s.Close()
+	r, err := s.format.check(s.r, s.size)
+	return r, s.format.name, err
 }
 
 // Reader opens a disk image in size bytes of r, and returns the name of its
