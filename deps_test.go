@@ -33,10 +33,12 @@ var layers = []struct {
 		"the one place that knows every format", false},
 	{"inspect", []string{"formats", "formats/open", "inspect"}, "inspect and convert do not know each other", false},
 	{"convert", []string{"formats", "formats/open", "internal/atomicfile"}, "inspect and convert do not know each other", false},
+	{"patch/release", []string{"formats", "formats/open", "internal/pgp", "internal/atomicfile"},
+		"verifies and makes packages; formats are for formats/open to know", false},
 	{"internal/atomicfile", nil, "host files only", false},
 	{"internal/pgp", []string{"formats"}, "errors in the terms of the vocabulary", false},
 	{"internal/testimg", []string{"formats", "internal/testimg"}, "for tests", false},
-	{"cmd", []string{"formats", "formats/open", "inspect", "convert", "internal"}, "the top", false},
+	{"cmd", []string{"formats", "formats/open", "inspect", "convert", "patch", "internal"}, "the top", false},
 }
 
 // Every module we import, and its only home.

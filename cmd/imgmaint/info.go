@@ -28,7 +28,9 @@ func infoCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fi, err := os.Stat(args[0])
+			// A disk of a package has no file of its own: its package is told.
+			file, _, _ := open.Split(args[0])
+			fi, err := os.Stat(file)
 			if err != nil {
 				return err
 			}

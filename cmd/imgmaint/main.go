@@ -69,6 +69,7 @@ func newApp(in io.Reader, out, errw io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			inspectCommand(), lsCommand(), catCommand(), tarOutCommand(),
 			infoCommand(), mapCommand(), checkCommand(), compareCommand(), convertCommand(),
+			showCommand(), verifyCommand(),
 		},
 	}
 	for _, c := range app.Commands {
@@ -115,6 +116,7 @@ const (
 	exitUsage       = 2
 	exitUnsupported = 3
 	exitCorrupt     = 4
+	exitSignature   = 5
 	exitHost        = 6
 	exitProblems    = 7
 	exitInterrupted = 130

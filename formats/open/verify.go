@@ -2,6 +2,7 @@ package open
 
 import (
 	"crypto/x509"
+	"strings"
 	"time"
 
 	"imgmaint/formats"
@@ -148,7 +149,7 @@ func (p *Appliance) verifyXVM(o *VerifyOptions) (*Verification, error) {
 	for _, m := range r.Members {
 		v.Members = append(v.Members, VerifiedMember{Name: m.Name, Size: m.Size, Digest: xvmDigest[m.State],
 			Listed: m.State != xvm.MemberUnlisted && m.State != xvm.MemberSeal, Signed: m.State == xvm.MemberVerified,
-			Algorithm: m.Algorithm, Weak: m.Weak, Expected: m.Expected, Found: m.Found})
+			Algorithm: strings.ToUpper(m.Algorithm), Weak: m.Weak, Expected: m.Expected, Found: m.Found})
 	}
 	for _, s := range r.Signatures {
 		signers, _ := s.Detail.([]Signer)
