@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"strings"
 
@@ -47,7 +48,7 @@ func printDescriptor(out io.Writer, d *formats.Descriptor) error {
 		printMachine(w, &m)
 	}
 	for i, k := range d.Disks {
-		w.printf("disk %d: %s\n", i+1, k.ID)
+		w.line("disk %d: %s", i+1, k.ID)
 		w.field("  member", k.Member)
 		w.field("  format", k.Format)
 		w.field("  compression", k.Compression)
@@ -59,16 +60,16 @@ func printDescriptor(out io.Writer, d *formats.Descriptor) error {
 		w.field("  sha256", k.SHA256)
 	}
 	for _, m := range d.Members {
-		w.printf("member: %s, %d bytes\n", m.Name, m.Size)
+		w.line("member: %s, %d bytes", m.Name, m.Size)
 	}
 	for _, p := range d.Problems {
-		w.printf("problem: %s\n", p)
+		w.line("problem: %s", p)
 	}
 	return w.err
 }
 
 func printMachine(w *textWriter, m *formats.Machine) {
-	w.printf("machine: %s\n", m.ID)
+	w.line("machine: %s", m.ID)
 	w.field("  name", m.Name)
 	w.field("  description", m.Description)
 	w.field("  product", m.Product)
@@ -77,7 +78,7 @@ func printMachine(w *textWriter, m *formats.Machine) {
 	w.field("  full version", m.FullVersion)
 	w.field("  system", strings.TrimSpace(m.OS+" "+m.Arch))
 	if m.CPUs > 0 {
-		w.printf("  cpus: %d\n", m.CPUs)
+		w.line("  cpus: %d", m.CPUs)
 	}
 	w.size("  memory", m.Memory)
 	w.field("  disks", strings.Join(m.Disks, ", "))
@@ -91,13 +92,21 @@ func printMachine(w *textWriter, m *formats.Machine) {
 		if p.Settable {
 			settable = ", settable"
 		}
-		w.printf("  property %s = %q (%s%s)\n", p.Key, value, p.Type, settable)
+		w.line("  property %s = %q (%s%s)", p.Key, value, p.Type, settable)
 		w.field("    label", p.Label)
 		w.field("    description", p.Description)
 	}
 	for _, text := range m.Licences {
-		w.printf("  licence:\n    %s\n", strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n    "))
+		w.line("  licence:")
+		for part := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+			w.line("    %s", strings.TrimRight(part, "\r"))
+		}
 	}
+}
+
+// line writes one line, whatever the values hold.
+func (t *textWriter) line(format string, args ...any) {
+	t.printf("%s\n", strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", `\x0a`))
 }
 
 // field writes a line unless the value is empty. Lines of the value that
@@ -110,6 +119,6 @@ func (t *textWriter) field(name, value string) {
 
 func (t *textWriter) size(name string, n int64) {
 	if n > 0 {
-		t.printf("%s: %s (%d bytes)\n", name, humanSize(n), n)
+		t.line("%s: %s (%d bytes)", name, humanSize(n), n)
 	}
 }

@@ -188,7 +188,7 @@ func (p *Appliance) verifyOVF(o *VerifyOptions) (*Verification, error) {
 			Signed: signed && m.State == ovf.MemberVerified, Algorithm: m.Algorithm, Weak: m.Weak, Expected: m.Expected, Found: m.Found})
 	}
 	if s := r.Signature; s != nil && s.State != ovf.SigNone {
-		v.Signatures = append(v.Signatures, p.certificate(s, r.Manifest))
+		v.Signatures = append(v.Signatures, certificate(r))
 	}
 	for _, f := range r.Findings {
 		v.Findings = append(v.Findings, f.String())
@@ -196,10 +196,11 @@ func (p *Appliance) verifyOVF(o *VerifyOptions) (*Verification, error) {
 	return v, nil
 }
 
-func (p *Appliance) certificate(s *ovf.SignatureReport, manifest string) VerifiedSignature {
-	v := VerifiedSignature{Over: manifest, Type: "x509", Reason: s.Detail}
-	for _, m := range p.Descriptor().Members {
-		if base := manifest[:max(0, len(manifest)-len(".mf"))]; m.Name == base+".cert" {
+func certificate(r *ovf.Report) VerifiedSignature {
+	s := r.Signature
+	v := VerifiedSignature{Over: r.Manifest, Type: "x509", Reason: s.Detail}
+	for _, m := range r.Members {
+		if m.Role == ovf.RoleCertificate {
 			v.Member = m.Name
 		}
 	}

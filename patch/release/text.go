@@ -9,43 +9,59 @@ import (
 	"imgmaint/formats/open"
 )
 
+// lines collects lines. What a package puts into one stays in it: no name
+// can pass for another member or for the verdict.
+type lines struct{ strings.Builder }
+
+var oneLine = strings.NewReplacer("\n", `\x0a`, "\r", `\x0d`)
+
+func (l *lines) add(format string, args ...any) {
+	l.WriteString(oneLine.Replace(fmt.Sprintf(format, args...)))
+	l.WriteByte('\n')
+}
+
 // WriteText writes the report for people: a line for every member and every
-// signature, what else is wrong, and the verdict last. Names are as the
-// package has them; a terminal needs them escaped.
+// signature, what else is wrong, and the verdict last. Other control
+// characters than line ends are as the package has them; a terminal needs them
+// escaped.
 func (r *Report) WriteText(w io.Writer) error {
-	var b strings.Builder
+	var out lines
 	width := 0
 	for _, m := range r.Members {
-		width = max(width, min(len(m.Name), 48))
+		width = max(width, min(len(m.Name), maxColumn))
 	}
 	for _, m := range r.Members {
-		fmt.Fprintf(&b, "%-*s  %s\n", width, m.Name, memberLine(&m))
+		out.add("%-*s  %s", width, m.Name, memberLine(&m))
 	}
-	bound := "descriptor: not bound by a list of digests"
 	if r.DescriptorBound {
-		bound = "descriptor: bound by the list of digests"
+		out.add("descriptor: bound by the list of digests")
+	} else {
+		out.add("descriptor: not bound by a list of digests")
 	}
-	fmt.Fprintln(&b, bound)
 	if !r.Signed {
-		fmt.Fprintln(&b, "signature: unsigned")
+		out.add("signature: unsigned")
 	}
 	for _, s := range r.Signatures {
-		fmt.Fprintf(&b, "signature: %s over %s: %s\n", s.Member, s.Over, signatureLine(&s))
+		out.add("signature: %s over %s: %s", s.Member, s.Over, signatureLine(&s))
 		for _, by := range s.Signers {
-			fmt.Fprintf(&b, "  %s\n", signerLine(&by))
+			out.add("  %s", signerLine(s.Type, &by))
 		}
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "finding: %s\n", f)
+		out.add("finding: %s", f)
 	}
-	fmt.Fprintf(&b, "verdict: %s", r.Verdict)
+	verdict := string(r.Verdict)
 	if len(r.Reasons) > 0 {
-		fmt.Fprintf(&b, " (%s)", strings.Join(r.Reasons, "; "))
+		verdict += " (" + strings.Join(r.Reasons, "; ") + ")"
 	}
-	fmt.Fprintln(&b)
-	_, err := io.WriteString(w, b.String())
+	out.add("verdict: %s", verdict)
+	_, err := io.WriteString(w, out.String())
 	return err
 }
+
+// maxColumn is the width of the column of names, in bytes; longer names push
+// the rest of their line.
+const maxColumn = 48
 
 func memberLine(m *open.VerifiedMember) string {
 	if m.Digest == open.DigestSeal {
@@ -80,7 +96,7 @@ func signatureLine(s *open.VerifiedSignature) string {
 	return line
 }
 
-func signerLine(s *open.Signer) string {
+func signerLine(kind string, s *open.Signer) string {
 	words := []string{s.Status}
 	add := func(lead, what string) {
 		if what != "" {
@@ -88,7 +104,11 @@ func signerLine(s *open.Signer) string {
 		}
 	}
 	add("", s.Name)
-	add("key ", s.KeyID)
+	if kind == "x509" {
+		add("serial ", s.KeyID)
+	} else {
+		add("key ", s.KeyID)
+	}
 	add("", s.Algorithm)
 	add("", s.Hash)
 	if !s.Time.IsZero() {

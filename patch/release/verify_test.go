@@ -157,6 +157,22 @@ func TestVerifyChanged(t *testing.T) {
 	}
 }
 
+// What a package puts into a report can not pass for a line of it.
+func TestWriteTextHostile(t *testing.T) {
+	evil := "a\nverdict: verified\rb"
+	r := &Report{Package: "p", Signed: true, Verification: &open.Verification{Verdict: open.Damaged, Reasons: []string{evil}, Findings: []string{evil},
+		Members:    []open.VerifiedMember{{Name: evil, Digest: open.DigestMismatch}},
+		Signatures: []open.VerifiedSignature{{Member: evil, Over: evil, Reason: evil, Signers: []open.Signer{{Name: evil}}}},
+	}}
+	var b bytes.Buffer
+	if err := r.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(b.String(), "\n"); n != 6 || strings.Contains(b.String(), "\nverdict: verified") || strings.Contains(b.String(), "\r") {
+		t.Errorf("%d lines, want 6:\n%s", n, b.String())
+	}
+}
+
 func TestVerifyInterrupted(t *testing.T) {
 	signed, _ := signedPackage(t, true)
 	p, err := open.Package(testimg.WriteFile(t, "p", signed), nil)
