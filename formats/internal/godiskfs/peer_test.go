@@ -18,9 +18,9 @@ import (
 // The peer of our ext4 reader is go-diskfs's. These benchmarks run both over
 // one image in one process; the ratio of a pair is what counts.
 
-// peerImage makes an ext4 image of a real tree, BENCH_TREE or /usr/lib/python3.
+// peerImage makes an ext4 image of a real tree, BENCH_PEER_TREE or /usr/lib/python3.
 func peerImage(b *testing.B) string {
-	tree := os.Getenv("BENCH_TREE")
+	tree := os.Getenv("BENCH_PEER_TREE")
 	if tree == "" {
 		tree = "/usr/lib/python3"
 	}
