@@ -156,8 +156,7 @@ func parsePubKey(body []byte, isSecret bool) (k *pubKey, secret []byte, err erro
 // material walks over the algorithm's public fields.
 func (k *pubKey) material(f *fields) {
 	oid := func() {
-		o := string(f.take(int(f.u8())))
-		c, ok := curves[o]
+		c, ok := curves[string(f.take(int(f.u8())))]
 		if !ok {
 			k.curve, k.bad = "unknown curve", "unknown curve"
 		} else {
