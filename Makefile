@@ -9,7 +9,7 @@ DEBS := qemu-utils e2fsprogs gdisk fdisk parted dosfstools mtools libxml2-utils 
         gnupg gpgv openssl mmdebstrap debian-archive-keyring xz-utils zstd acl attr libcap2-bin \
         cpio jq tar coreutils util-linux time strace
 
-.PHONY: all build demo test unit race tools fuzz bench lint vet vuln clean
+.PHONY: all build demo test big unit race tools fuzz bench lint vet vuln clean
 
 all: build
 
@@ -22,6 +22,10 @@ demo: build
 # Installs the reference tools if that can be done, then requires them.
 test: tools
 	IMGMAINT_REQUIRE_TOOLS=1 $(GO) test -timeout 20m ./...
+
+# The ext4 reader on trees of 20,000 entries, for every feature set and block size: half an hour.
+big: tools
+	IMGMAINT_BIG_TESTS=1 IMGMAINT_REQUIRE_TOOLS=1 $(GO) test -timeout 90m ./formats/filesys/ext4
 
 unit:
 	$(GO) test ./...
