@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -30,17 +31,35 @@ func infoCommand() *cli.Command {
 			}
 			// A disk of a package has no file of its own: its package is told.
 			file, _, _ := open.Split(args[0])
-			fi, err := os.Stat(file)
-			if err != nil {
+			r := infoReport{Image: args[0], Info: info}
+			if r.FileSize, r.ActualSize, err = hostSize(file); err != nil {
 				return err
 			}
-			r := infoReport{Image: args[0], Info: info, FileSize: fi.Size(), ActualSize: allocated(fi)}
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, r)
 			}
 			return r.writeText(c.App.Writer)
 		},
 	}
+}
+
+// hostSize is the size of a host file and what it occupies, in bytes; of a
+// block device both are its size.
+func hostSize(name string) (size, actual int64, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if fi.Mode()&fs.ModeDevice == 0 {
+		return fi.Size(), allocated(fi), nil
+	}
+	size, err = f.Seek(0, io.SeekEnd)
+	return size, size, err
 }
 
 type infoReport struct {
