@@ -83,6 +83,9 @@ var faultTargets = []string{"raw", "vhd", "qcow2", "vmdk"}
 // the process is killed at each of them: no output appears, what was there
 // stays, and the exit code is that of a host file.
 func TestEverySystemCallFails(t *testing.T) {
+	if testing.Short() {
+		t.Skip("hundreds of runs under strace: not with -short")
+	}
 	strace := testimg.Tool(t, "strace")
 	bin := program(t)
 	for _, to := range faultTargets {

@@ -14,6 +14,9 @@ import (
 // Memory must not follow the size of the disk: at most 64 MiB resident,
 // whatever the virtual size and the format.
 func TestMemoryStaysFlat(t *testing.T) {
+	if testing.Short() {
+		t.Skip("memory is not measured with -short, which the race detector runs with: it takes its own")
+	}
 	const limit = 64 << 20
 	bin, timeTool := program(t), testimg.Tool(t, "time")
 	dir := t.TempDir()
