@@ -143,7 +143,7 @@ func (s *System) bootstrap(t testing.TB, mirror, key string) {
 		"--variant=apt", "--mode=root", "--quiet",
 		"--include=systemd-sysv,linux-image-cloud-amd64,openssh-server,python3-minimal,perl,iproute2,ca-certificates,libcap2-bin,locales",
 		// The mirror of this machine is nobody's business.
-		`--customize-hook=echo "deb http://deb.debian.org/debian ` + suite + ` main" > "$1/etc/apt/sources.list"`,
+		`--customize-hook=echo "deb http://mirror.example.org/debian ` + suite + ` main" > "$1/etc/apt/sources.list"`,
 		`--customize-hook=rm -f "$1"/etc/apt/sources.list.d/*`,
 		`--customize-hook=echo ` + hostname + ` > "$1/etc/hostname"`,
 		`--customize-hook=printf 'UUID=` + rootUUID + ` / ext4 defaults 0 1\nUUID=1234-ABCD /boot/efi vfat umask=0077 0 2\n' > "$1/etc/fstab"`,
